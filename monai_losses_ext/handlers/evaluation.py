@@ -1,0 +1,195 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Dice, NSD and HD95 per class and case, in millimetres and in the label's own space."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+
+from monai_losses_ext._checks import fail, number, one_of
+from monai_losses_ext.handlers.tracking import is_last_iteration
+from monai_losses_ext.metrics import METRICS, class_metrics
+
+
+class SegmentationReport:
+    """Measure every class of every case, write a CSV, and put the means into ``evaluator.state.metrics``.
+
+    Reads the evaluator's output after post-processing, one case at a time (``decollate=True``, MONAI's default):
+    ``label`` is a label map ``[1, *S]``, ``pred`` a label map ``[1, *S]`` or one-hot ``[C, *S]``. For figures in native
+    space, load the label untouched and bring the prediction back to the image's space (MONAI's ``Invertd``) first.
+    The voxel size comes from the label's affine.
+
+    Keys: ``mean_dice`` and ``dice_<class>``, and so on for each metric. A class's mean is over the cases; ``mean_*`` is
+    the mean of the classes' means, so that each class counts alike. They are written in the last iteration, so that
+    MONAI's MLFlowHandler, StatsHandler and CheckpointSaver (``key_metric_name="mean_dice"``) find them at the end of
+    the epoch, wherever this handler stands in the list.
+
+    Args:
+        labels: value in the label map -> name; keys may be strings, as in JSON. 0, the background, is left out.
+        csv_path: file to write, once an evaluation: a row per case and class in the order of case names and labels,
+            then a row ``mean`` per class and for all. None writes no file.
+        tolerance_mm: tolerance of the NSD; one number, or one per class in the order of ``labels``.
+        metrics: which of ``dice``, ``nsd``, ``hd95``. ``["dice"]`` is the fast choice for validation while training.
+        spacing: voxel size in mm along each axis, for labels that are plain tensors. Overrides the affine.
+        use_subvoxels: see :func:`monai_losses_ext.metrics.class_metrics`.
+
+    Edge:
+        A class that neither reference nor prediction has is ``nan`` in the CSV and does not count in the means. A class
+        that only one of them has scores Dice 0, NSD 0 and, as HD95, the diagonal of the volume. The CSV's column
+        ``empty`` says which one was empty. A class that no case has gets a NaN mean.
+
+    Raises:
+        ValueError: for a label without affine and no ``spacing``, or shapes of prediction and label that differ.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[int | str, str],
+        csv_path: str | Path | None = None,
+        tolerance_mm: float | Sequence[float] = 1.0,
+        metrics: Sequence[str] = METRICS,
+        spacing: Sequence[float] | None = None,
+        use_subvoxels: bool = True,
+    ) -> None:
+        self.labels = foreground_labels(labels)
+        self.csv_path = None if csv_path is None else Path(csv_path)
+        tolerances = [tolerance_mm] * len(self.labels) if isinstance(tolerance_mm, (int, float)) else list(tolerance_mm)
+        if len(tolerances) != len(self.labels):
+            raise fail("tolerance_mm", f"must be one number, or one for each of {len(self.labels)} classes", tolerances)
+        self.tolerances = [number("tolerance_mm", value, minimum=0) for value in tolerances]
+        self.metrics = [one_of("metrics", name, METRICS) for name in metrics]
+        self.spacing = None if spacing is None else [number("spacing", mm, above=0) for mm in spacing]
+        self.use_subvoxels = use_subvoxels
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register on an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
+        # Only for an epoch whose length was not known beforehand.
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows, self._finished = [], False
+
+    def _measure(self, engine: Engine) -> None:
+        for output in decollated(engine):
+            prediction, reference = output["pred"], output["label"]
+            case = case_name(reference, default=f"case_{len(self.rows) // len(self.labels):04d}")
+            check_shapes(case, prediction, reference)
+            spacing = self.spacing or label_spacing(reference)
+            if spacing is None:
+                raise fail("spacing", "must be given for labels without an affine, that is, plain tensors", None)
+            for (value, name), tolerance in zip(self.labels.items(), self.tolerances, strict=True):
+                masks = class_mask(prediction, value), class_mask(reference, value)
+                numbers = class_metrics(*masks, spacing, tolerance, self.metrics, self.use_subvoxels)
+                self.rows.append({"case": case, "class": name, **numbers, "empty": empty_masks(*masks)})
+        if is_last_iteration(engine):
+            self._finish(engine)
+
+    def _finish(self, engine: Engine) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self.rows.sort(key=lambda row: row["case"])  # stable: the classes keep the order of the labels
+        means = self._means()
+        for row in means:
+            for metric in self.metrics:
+                key = f"mean_{metric}" if row["class"] == "all" else f"{metric}_{metric_name(row['class'])}"
+                engine.state.metrics[key] = row[metric]
+        if self.csv_path is not None:
+            self.csv_path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.csv_path, "w", newline="") as file:
+                writer = csv.DictWriter(file, ["case", "class", *self.metrics, "empty"])
+                writer.writeheader()
+                for row in self.rows + means:
+                    writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+    def _means(self) -> list[dict[str, Any]]:
+        """Return a row of means per class, then one for all of them."""
+        rows = []
+        for name in self.labels.values():
+            of_class = [row for row in self.rows if row["class"] == name]
+            rows.append({"class": name, **{m: nan_mean(row[m] for row in of_class) for m in self.metrics}})
+        rows.append({"class": "all", **{m: nan_mean(row[m] for row in rows) for m in self.metrics}})
+        return [{"case": "mean", **row} for row in rows]
+
+
+def foreground_labels(labels: Mapping[int | str, str]) -> dict[int, str]:
+    """Return ``labels`` with integer keys and without the background, 0.
+
+    Raises:
+        ValueError: if a key is not a whole number or no class is left.
+    """
+    try:
+        named = {int(value): str(name) for value, name in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise fail("labels", "must map label values to names, as in {'1': 'liver'}", labels) from None
+    foreground = {value: name for value, name in named.items() if value != 0}
+    if not foreground:
+        raise fail("labels", "must name at least one class beside the background", labels)
+    return foreground
+
+
+def decollated(engine: Engine) -> list[dict[str, Any]]:
+    """Return the evaluator's output as a list with one dictionary per case."""
+    output = engine.state.output
+    if not isinstance(output, list):
+        raise fail("evaluator", "must give its output case by case (decollate=True)", type(output).__name__)
+    return output
+
+
+def case_name(reference: torch.Tensor, default: str) -> str:
+    """Return the name of the label's file without folder and ``.nii.gz``, or ``default`` for a label from no file."""
+    path = reference.meta.get("filename_or_obj") if isinstance(reference, MetaTensor) else None
+    return re.sub(r"(\.nii)?(\.gz)?$", "", Path(str(path)).name) if path else default
+
+
+def label_spacing(reference: torch.Tensor) -> list[float] | None:
+    """Return the voxel size of a label ``[1, *S]`` in mm; None for a plain tensor, which has no affine."""
+    if not isinstance(reference, MetaTensor):
+        return None
+    return [float(mm) for mm in affine_to_spacing(reference.affine, r=reference.ndim - 1)]
+
+
+def check_shapes(case: str, prediction: torch.Tensor, reference: torch.Tensor) -> None:
+    """Raise a ValueError where prediction and label do not lie on the same grid."""
+    if prediction.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"pred: must have the label's spatial shape {tuple(reference.shape[1:])}; got "
+            f"{tuple(prediction.shape[1:])} for case {case!r}. Bring it back to the image's space with Invertd."
+        )
+
+
+def class_mask(volume: torch.Tensor, value: int) -> torch.Tensor:
+    """Return the boolean mask ``[*S]`` of one class from a label map ``[1, *S]`` or a one-hot volume ``[C, *S]``."""
+    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    return plain[0] == value if len(plain) == 1 else plain[value] > 0.5
+
+
+def empty_masks(prediction: torch.Tensor, reference: torch.Tensor) -> str:
+    """Say which of the masks is empty: ``prediction``, ``reference``, ``both``, or nothing."""
+    if prediction.any():
+        return "" if reference.any() else "reference"
+    return "prediction" if reference.any() else "both"
+
+
+def metric_name(class_name: str) -> str:
+    """Return a class's name as a part of a metric's key, in the characters that every tracker accepts."""
+    return re.sub(r"\W+", "_", class_name.strip())
+
+
+def nan_mean(values: Any) -> float:
+    """Return the mean of the values that are not NaN; NaN if there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
