@@ -1,0 +1,9 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over the volume gives the sums per sample and class that every loss is made of; one pass gives the gradient."""
+
+from __future__ import annotations
+
+from monai_losses_ext.sums.voxel_sums import BACKENDS, voxel_sums
+
+__all__ = ["BACKENDS", "voxel_sums"]

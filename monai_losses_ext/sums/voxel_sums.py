@@ -1,0 +1,153 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``voxel_sums``: checks, the choice of a backend, and the operator that autograd and ``torch.compile`` see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_losses_ext import _checks
+from monai_losses_ext.sums import chunked, terms
+
+# auto: the fastest that the device has. reference: the definition itself, with volume-sized temporaries.
+BACKENDS = ("auto", "chunked", "reference")
+
+
+def voxel_sums(
+    input: Tensor,  # noqa: A002 - MONAI's name
+    target: Tensor,
+    terms_: Sequence[str],
+    activation: str = "softmax",
+    ignore_index: int | None = None,
+    distance: Tensor | None = None,
+    backend: str = "auto",
+) -> dict[str, Tensor]:
+    """Sum each term over the voxels of every sample and class, in one pass over the input.
+
+    Args:
+        input: logits (probabilities for activation ``none``), ``[B, C, *S]`` with 1 to 3 spatial axes; float16,
+            bfloat16, float32 or float64.
+        target: index labels ``[B, *S]`` or ``[B, 1, *S]`` (C > 1), or dense labels ``[B, C, *S]``, one-hot or soft; any
+            dtype. For one channel, ``[B, *S]`` and ``[B, 1, *S]`` are the dense label.
+        terms_: names from :mod:`monai_losses_ext.sums.terms`; the exponent of focal terms follows a colon.
+        activation: ``softmax`` over the classes, ``sigmoid`` per class, or ``none``.
+        ignore_index: label of the voxels that do not count; see :func:`terms.kept_voxels`.
+        distance: signed distance map ``[B, C, *S]``, for the surface terms.
+        backend: one of :data:`BACKENDS`.
+
+    Returns:
+        One ``[B, C]`` tensor per term, differentiable once with respect to ``input``: float64 for float64 input,
+        float32 otherwise, whatever autocast says. The same input gives the same bits.
+
+    Raises:
+        ValueError: for an unknown term, activation or backend, and (on a CPU) for index labels out of range.
+        ShapeError: where input and target do not fit; it is also an ``AssertionError``.
+
+    Example:
+        >>> import torch
+        >>> from monai_losses_ext.sums import voxel_sums
+        >>> sums = voxel_sums(torch.zeros(1, 2, 4), torch.tensor([[0, 1, 1, 1]]), ["tp", "ref"])
+        >>> sums["tp"].tolist(), sums["ref"].tolist()
+        ([[0.5, 1.5]], [[1.0, 3.0]])
+    """
+    _checks.one_of("backend", backend, BACKENDS)
+    terms.check(terms_, activation, distance is not None)
+    input, target, distance = _plain(input), _plain(target), None if distance is None else _plain(distance)  # noqa: A001
+    target = with_channel_axis(input, target)
+    _check_tensors(input, target, distance)
+    if backend == "reference":
+        sums = terms.reference_sums(input, target, distance, terms_, activation, ignore_index)
+    else:
+        sums = _chunked_sums(input, target, distance, ",".join(terms_), activation, ignore_index)
+    return dict(zip(terms_, sums.unbind(0), strict=True))
+
+
+def with_channel_axis(input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
+    """Return the target with a channel axis, ``[B, 1, *S]`` or ``[B, C, *S]``, as it is where it has one.
+
+    Raises:
+        ShapeError: where the target is neither an index map nor a dense target of this input.
+    """
+    if target.ndim == input.ndim - 1:
+        target = target.unsqueeze(1)
+    fits = target.ndim == input.ndim and target.shape[1] in (1, input.shape[1])
+    if not fits or target.shape[0] != input.shape[0] or target.shape[2:] != input.shape[2:]:
+        raise _checks.ShapeError(
+            f"target: must be [B, *S], [B, 1, *S] or [B, C, *S] of the input's shape {list(input.shape)}; "
+            f"got {list(target.shape)}."
+        )
+    return target
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a MetaTensor's values as a plain tensor; a sum over voxels has no affine."""
+    return tensor.as_subclass(Tensor)
+
+
+def _check_tensors(input: Tensor, target: Tensor, distance: Tensor | None) -> None:  # noqa: A002
+    if not input.is_floating_point():
+        raise _checks.fail("input", "must be floating point", input.dtype)
+    if input.ndim < 3:
+        raise _checks.ShapeError(f"input: must be [B, C, *S] with at least one spatial axis; got {list(input.shape)}.")
+    if target.requires_grad:
+        raise _checks.fail("target", "must not require a gradient (none is computed for it); detach it", "requires_grad")
+    if target.is_complex():
+        raise _checks.fail("target", "must be real", target.dtype)
+    if distance is not None and distance.shape != input.shape:
+        raise _checks.ShapeError(
+            f"distance: must have the input's shape {list(input.shape)}; got {list(distance.shape)}."
+        )
+
+
+# A custom operator rather than an autograd.Function: torch.compile keeps it whole instead of tracing the loop.
+@torch.library.custom_op("monai_losses_ext::chunked_sums", mutates_args=())
+def _chunked_sums(
+    logits: Tensor, target: Tensor, distance: Tensor | None, term_list: str, activation: str, ignore_index: int | None
+) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        return chunked.forward(logits, target, distance, term_list.split(","), activation, ignore_index)
+
+
+@torch.library.custom_op("monai_losses_ext::chunked_sums_backward", mutates_args=())
+def _chunked_sums_backward(
+    grad_sums: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    distance: Tensor | None,
+    term_list: str,
+    activation: str,
+    ignore_index: int | None,
+) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        names = term_list.split(",")
+        return chunked.backward(grad_sums, logits, target, distance, names, activation, ignore_index)
+
+
+@_chunked_sums.register_fake
+def _(
+    logits: Tensor, target: Tensor, distance: Tensor | None, term_list: str, activation: str, ignore_index: int | None
+) -> Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty((term_list.count(",") + 1, *logits.shape[:2]), dtype=dtype)
+
+
+@_chunked_sums_backward.register_fake
+def _(grad_sums: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, target, distance, *ctx.options = inputs
+    ctx.save_for_backward(logits, target, distance)
+
+
+def _backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+    grad = _chunked_sums_backward(grad_sums, *ctx.saved_tensors, *ctx.options)
+    return grad, None, None, None, None, None
+
+
+_chunked_sums.register_autograd(_backward, setup_context=_save_for_backward)
