@@ -1,0 +1,99 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Write the bundles from the template and the tasks' rows, and check that the ones on disk are what would be written.
+
+Nothing under ``bundles/`` is edited by hand: a change goes into the template or into the row, and ``render`` follows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from monai_losses_ext.data.tasks import TASKS, Task
+
+TEMPLATE = Path(__file__).with_name("template")
+RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"  # in the project's checkout, the one place with bundles
+
+
+def render_task(task: Task) -> dict[str, str]:
+    """Return the files of one task's bundle.
+
+    Args:
+        task: the row of facts.
+
+    Returns:
+        Path inside ``bundles/`` -> content.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    context = {"task": task, "results": measured_results(task)}
+    files = {}
+    for path in sorted(TEMPLATE.rglob("*")):
+        name = path.relative_to(TEMPLATE).as_posix()
+        if path.is_dir() or name == "macros.j2":
+            continue
+        text = environment.get_template(name).render(context) if path.suffix == ".j2" else path.read_text("utf-8")
+        name = name.removesuffix(".j2")
+        files[f"{task.bundle}/{name}"] = pretty_json(text) if name.endswith(".json") else text
+    return files
+
+
+def render(out: str | Path = "bundles") -> list[Path]:
+    """Write every task's bundle.
+
+    Args:
+        out: folder of the bundles. Files in it that are not of the template, such as trained weights, are left alone.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for name, text in _all_files().items():
+        path = Path(out) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        written.append(path)
+    return written
+
+
+def check(out: str | Path = "bundles") -> list[str]:
+    """Compare the bundles on disk with what :func:`render` would write, byte for byte.
+
+    Args:
+        out: folder of the bundles.
+
+    Returns:
+        One line per file that differs or is absent; nothing if all is well.
+    """
+    problems = []
+    for name, text in _all_files().items():
+        path = Path(out) / name
+        if not path.is_file():
+            problems.append(f"{path}: absent")
+        elif path.read_bytes() != text.encode("utf-8"):
+            problems.append(f"{path}: differs from the template")
+    return problems
+
+
+def measured_results(task: Task) -> dict[str, Any] | None:
+    """Return what was measured on the task's real data, or None before that.
+
+    It stands in ``docs/benchmarks/<organ>.json``: ``command``, ``hardware``, ``minutes``, ``n_training``,
+    ``n_validation`` and ``metrics``, whose keys are those of :class:`monai_losses_ext.handlers.SegmentationReport`.
+    """
+    path = RESULTS / f"{task.name.split('_')[-1].lower()}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def pretty_json(text: str) -> str:
+    """Return JSON as the bundles have it: four spaces, the keys in the template's order."""
+    return json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
+
+
+def _all_files() -> dict[str, str]:
+    return {name: text for task in TASKS.values() for name, text in render_task(task).items()}

@@ -1,0 +1,93 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle's config calls while it runs: a check of what the user gave, and the config as it was run.
+
+MONAI wraps an exception from a config into tracebacks of hundreds of lines. ``SystemExit`` alone passes through, so a
+mistake on the command line ends here, with one line on stderr and exit status 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from monai_losses_ext._checks import fail, nearest
+from monai_losses_ext.data.dataset import read_cases
+
+
+def check_inputs(
+    dataset_dir: str | os.PathLike[str], loss_config: Any = None, checkpoint: str | os.PathLike[str] | None = None
+) -> None:
+    """Check what a user sets on the command line, before anything is built. First entry of a bundle's ``run``.
+
+    Args:
+        dataset_dir: folder in the Decathlon's layout.
+        loss_config: what :func:`monai_losses_ext.get_loss` takes; None is not checked.
+        checkpoint: file of trained weights that the run needs; None for a run that needs none.
+
+    Raises:
+        SystemExit: with one line that says what is wrong: a name on the command line that nothing in the config uses,
+            a dataset or checkpoint that is not there, a loss that cannot be built.
+    """
+    try:
+        check_names()
+        read_cases(dataset_dir)
+        if loss_config is not None:
+            from monai_losses_ext import get_loss
+
+            get_loss(loss_config)
+        if checkpoint is not None and not os.path.isfile(checkpoint):
+            raise ValueError(f"ckpt_path: there are no trained weights at {checkpoint}. Train first, or give --ckpt_path.")
+    except (ValueError, TypeError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def check_names() -> None:
+    """Check that something uses every top-level name of the running config.
+
+    MONAI adds a misspelt ``--epoch 5`` to the config and trains with the default. A name counts as used if a config
+    file next to the running one has it or if another entry refers to it; one that starts with ``_`` is a note.
+
+    Raises:
+        ValueError: for the first name that is of no use, with the nearest known one.
+    """
+    workflow = running_workflow()
+    config = workflow.parser.get()
+    known = set(re.findall(r"@(\w+)", json.dumps(config, default=str)))
+    for file in Path(workflow.config_root_path).glob("*.json"):
+        known.update(re.split("#|::", name.lstrip("+"))[0] for name in json.loads(file.read_text(encoding="utf-8")))
+    for name in config:
+        if name not in known and not name.startswith("_"):
+            raise fail("option", "must be a name that the config uses", f"--{name}", nearest(name, known))
+
+
+def save_config(path: str | os.PathLike[str]) -> None:
+    """Write the running config as JSON, with the overlays and the command line's values in it.
+
+    Args:
+        path: file to write; its folder is made.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(running_workflow().parser.get(), indent=4, default=str)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def running_workflow() -> ConfigWorkflow:
+    """Return the workflow that is evaluating the config which called.
+
+    MONAI gives a config no name for it, so it is looked up in the callers.
+
+    Raises:
+        RuntimeError: if the caller is not run by a ``ConfigWorkflow``.
+    """
+    for frame in inspect.stack(0):
+        workflow = frame.frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return workflow
+    raise RuntimeError("no bundle is running: call this from a config that monai.bundle runs")
