@@ -13,6 +13,7 @@ import random
 from pathlib import Path
 
 from monai_losses_ext._checks import fail, number
+from monai_losses_ext.data.tasks import TASKS
 
 Case = dict[str, str]
 
@@ -117,7 +118,5 @@ def _case(folder: Path, section: str, i: int, entry: object) -> Case:
 
 def _error(folder: Path, what: str) -> DatasetError:
     """Build the one-line error; the task is guessed from the folder's name, as MSD names its folders."""
-    from monai_losses_ext.data.tasks import TASKS
-
     task = folder.name if folder.name in TASKS else next(iter(TASKS))
     return DatasetError(f"dataset_dir: {folder}: {what}. {THREE_WAYS.format(task=task)}")
