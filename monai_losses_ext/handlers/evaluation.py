@@ -5,20 +5,25 @@
 from __future__ import annotations
 
 import csv
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 
 from monai_losses_ext._checks import fail, number, one_of
-from monai_losses_ext.handlers.tracking import is_last_iteration
-from monai_losses_ext.metrics import METRICS, class_metrics
+from monai_losses_ext.handlers._engine import (
+    case_name,
+    check_shapes,
+    class_mask,
+    decollated,
+    foreground_labels,
+    is_last_iteration,
+    label_spacing,
+    metric_name,
+)
+from monai_losses_ext.metrics import METRICS, class_metrics, nan_mean
 
 
 class SegmentationReport:
@@ -103,7 +108,7 @@ class SegmentationReport:
         self._finished = True
         self.rows.sort(key=lambda row: row["case"])  # stable: the classes keep the order of the labels
         means = self._means()
-        for row in means:
+        for row in means[-1:] + means[:-1]:
             for metric in self.metrics:
                 key = f"mean_{metric}" if row["class"] == "all" else f"{metric}_{metric_name(row['class'])}"
                 engine.state.metrics[key] = row[metric]
@@ -117,7 +122,7 @@ class SegmentationReport:
 
     def _means(self) -> list[dict[str, Any]]:
         """Return a row of means per class, then one for all of them."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name in self.labels.values():
             of_class = [row for row in self.rows if row["class"] == name]
             rows.append({"class": name, **{m: nan_mean(row[m] for row in of_class) for m in self.metrics}})
@@ -125,71 +130,8 @@ class SegmentationReport:
         return [{"case": "mean", **row} for row in rows]
 
 
-def foreground_labels(labels: Mapping[int | str, str]) -> dict[int, str]:
-    """Return ``labels`` with integer keys and without the background, 0.
-
-    Raises:
-        ValueError: if a key is not a whole number or no class is left.
-    """
-    try:
-        named = {int(value): str(name) for value, name in labels.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise fail("labels", "must map label values to names, as in {'1': 'liver'}", labels) from None
-    foreground = {value: name for value, name in named.items() if value != 0}
-    if not foreground:
-        raise fail("labels", "must name at least one class beside the background", labels)
-    return foreground
-
-
-def decollated(engine: Engine) -> list[dict[str, Any]]:
-    """Return the evaluator's output as a list with one dictionary per case."""
-    output = engine.state.output
-    if not isinstance(output, list):
-        raise fail("evaluator", "must give its output case by case (decollate=True)", type(output).__name__)
-    return output
-
-
-def case_name(reference: torch.Tensor, default: str) -> str:
-    """Return the name of the label's file without folder and ``.nii.gz``, or ``default`` for a label from no file."""
-    path = reference.meta.get("filename_or_obj") if isinstance(reference, MetaTensor) else None
-    return re.sub(r"(\.nii)?(\.gz)?$", "", Path(str(path)).name) if path else default
-
-
-def label_spacing(reference: torch.Tensor) -> list[float] | None:
-    """Return the voxel size of a label ``[1, *S]`` in mm; None for a plain tensor, which has no affine."""
-    if not isinstance(reference, MetaTensor):
-        return None
-    return [float(mm) for mm in affine_to_spacing(reference.affine, r=reference.ndim - 1)]
-
-
-def check_shapes(case: str, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-    """Raise a ValueError where prediction and label do not lie on the same grid."""
-    if prediction.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"pred: must have the label's spatial shape {tuple(reference.shape[1:])}; got "
-            f"{tuple(prediction.shape[1:])} for case {case!r}. Bring it back to the image's space with Invertd."
-        )
-
-
-def class_mask(volume: torch.Tensor, value: int) -> torch.Tensor:
-    """Return the boolean mask ``[*S]`` of one class from a label map ``[1, *S]`` or a one-hot volume ``[C, *S]``."""
-    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-    return plain[0] == value if len(plain) == 1 else plain[value] > 0.5
-
-
 def empty_masks(prediction: torch.Tensor, reference: torch.Tensor) -> str:
     """Say which of the masks is empty: ``prediction``, ``reference``, ``both``, or nothing."""
     if prediction.any():
         return "" if reference.any() else "reference"
     return "prediction" if reference.any() else "both"
-
-
-def metric_name(class_name: str) -> str:
-    """Return a class's name as a part of a metric's key, in the characters that every tracker accepts."""
-    return re.sub(r"\W+", "_", class_name.strip())
-
-
-def nan_mean(values: Any) -> float:
-    """Return the mean of the values that are not NaN; NaN if there is none."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

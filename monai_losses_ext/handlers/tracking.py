@@ -10,6 +10,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
+from monai_losses_ext.handlers._engine import is_last_iteration, metric_name
+
 
 class LossTracker:
     """Put the epoch's mean loss, its terms and weights and the learning rate into ``trainer.state.metrics``.
@@ -52,10 +54,10 @@ class LossTracker:
         self._batch_sizes, self._values = [], {}
 
     def _collect(self, engine: Engine) -> None:
-        output = engine.state.output
+        output: Any = engine.state.output
         self._batch_sizes.append(len(output["image"]))
         terms = getattr(self.loss, "last_terms", {})
-        for name, value in {"loss": output["loss"], **{f"loss_{k}": v for k, v in terms.items()}}.items():
+        for name, value in {"loss": output["loss"], **{f"loss_{metric_name(k)}": v for k, v in terms.items()}}.items():
             self._values.setdefault(name, []).append(value.detach())
         if is_last_iteration(engine):
             self._write(engine)
@@ -68,14 +70,8 @@ class LossTracker:
         means = (table @ (sizes / sizes.sum())).tolist()
         metrics = dict(zip(self._values, means, strict=True))
         weights = self.loss.get_weights() if hasattr(self.loss, "get_weights") else {}
-        metrics.update({f"weight_{name}": float(weight) for name, weight in weights.items()})
+        metrics.update({f"weight_{metric_name(name)}": float(weight) for name, weight in weights.items()})
         for i, group in enumerate(self.optimizer.param_groups):
             metrics[f"lr_{i}" if i else "lr"] = float(group["lr"])
         engine.state.metrics.update(metrics)
         self._batch_sizes, self._values = [], {}
-
-
-def is_last_iteration(engine: Engine) -> bool:
-    """Tell whether the running iteration is its epoch's last; False where the epoch's length is not known."""
-    length = engine.state.epoch_length
-    return length is not None and engine.state.iteration % length == 0

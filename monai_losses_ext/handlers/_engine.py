@@ -1,0 +1,85 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the handlers share: reading what a MONAI engine gives out, and naming what goes into it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+
+from monai_losses_ext._checks import fail
+
+
+def foreground_labels(labels: Mapping[int | str, str]) -> dict[int, str]:
+    """Return ``labels`` with integer keys and without the background, 0.
+
+    Raises:
+        ValueError: if a key is not a whole number or no class is left.
+    """
+    try:
+        named = {int(value): str(name) for value, name in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise fail("labels", "must map label values to names, as in {'1': 'liver'}", labels) from None
+    foreground = {value: name for value, name in named.items() if value != 0}
+    if not foreground:
+        raise fail("labels", "must name at least one class beside the background", labels)
+    return foreground
+
+
+def decollated(engine: Engine) -> list[dict[str, Any]]:
+    """Return the evaluator's output as a list with one dictionary per case."""
+    output: Any = engine.state.output
+    if not isinstance(output, list):
+        raise fail("evaluator", "must give its output case by case (decollate=True)", type(output).__name__)
+    return output
+
+
+def case_name(reference: torch.Tensor, default: str) -> str:
+    """Return the name of the label's file without folder and ``.nii.gz``, or ``default`` for a label from no file."""
+    path = reference.meta.get("filename_or_obj") if isinstance(reference, MetaTensor) else None
+    return re.sub(r"(\.nii)?(\.gz)?$", "", Path(str(path)).name) if path else default
+
+
+def label_spacing(reference: torch.Tensor) -> list[float] | None:
+    """Return the voxel size of a label ``[1, *S]`` in mm; None for a plain tensor, which has no affine."""
+    if not isinstance(reference, MetaTensor):
+        return None
+    return [float(mm) for mm in affine_to_spacing(reference.affine, r=reference.ndim - 1)]
+
+
+def check_shapes(case: str, prediction: torch.Tensor, reference: torch.Tensor) -> None:
+    """Raise a ValueError where prediction and label do not lie on the same grid."""
+    if prediction.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"pred: must have the label's spatial shape {tuple(reference.shape[1:])}; got "
+            f"{tuple(prediction.shape[1:])} for case {case!r}. Bring it back to the image's space with Invertd."
+        )
+
+
+def class_mask(volume: Any, value: int) -> Any:
+    """Return the boolean mask ``[*S]`` of one class.
+
+    Args:
+        volume: a label map ``[1, *S]`` or a one-hot volume ``[C, *S]``; a tensor or an array, as is the mask.
+        value: the class's value in the label map, and its channel in the one-hot volume.
+    """
+    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    return plain[0] == value if len(plain) == 1 else plain[value] > 0.5
+
+
+def is_last_iteration(engine: Engine) -> bool:
+    """Tell whether the running iteration is its epoch's last; False where the epoch's length is not known."""
+    length = engine.state.epoch_length
+    return length is not None and engine.state.iteration % length == 0
+
+
+def metric_name(name: str) -> str:
+    """Return ``name`` as a part of a metric's key, in the characters that every tracker accepts."""
+    return re.sub(r"\W+", "_", name.strip())

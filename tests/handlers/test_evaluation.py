@@ -1,0 +1,221 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""SegmentationReport on a real evaluator that reads NIfTI files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    SpatialPadd,
+)
+from torch import nn
+
+from monai_losses_ext.handlers import SegmentationReport
+from monai_losses_ext.metrics import METRICS, class_metrics
+
+LABELS = {"0": "background", "1": "front part", "2": "back"}
+AFFINE = np.array([[0.0, -1.0, 0.0, 30.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, -5.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
+SPACING = (1.0, 1.0, 5.0)
+
+
+def box(low: int, high: int, value: int = 1) -> np.ndarray:
+    """Return a label map with the box ``low <= v < high`` of one class."""
+    volume = np.zeros((9, 10, 8))
+    volume[low:high, low:high, low:high] = value
+    return volume
+
+
+def evaluate(cases: list[dict[str, Any]], report: SegmentationReport, *others: Any, **arguments: Any) -> dict[str, Any]:
+    """Run an evaluator whose network gives back the image, so that the image is the prediction."""
+    load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
+    data = Dataset(cases, load if isinstance(cases[0]["image"], str) else None)
+    arguments.setdefault("val_data_loader", DataLoader(data, batch_size=2))
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"), network=nn.Identity(), val_handlers=[*others, report], **arguments
+    )
+    evaluator.run(5)
+    return evaluator.state.metrics
+
+
+@pytest.fixture
+def cases(write_case: Callable[..., dict[str, str]]) -> list[dict[str, str]]:
+    """Return cases, not in the order of their names: a good one, one that misses class 2, one that has no class 2."""
+    return [
+        write_case("case_c", box(2, 7) + box(7, 9, 2), box(3, 7) + box(7, 8, 2), AFFINE),
+        write_case("case_a", box(3, 6), box(2, 6) + box(6, 8, 2), AFFINE),
+        write_case("case_b", box(3, 6), box(3, 7), AFFINE),
+    ]
+
+
+def test_csv_and_means(cases: list[dict[str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "new" / "metrics.csv"
+    metrics = evaluate(cases, SegmentationReport(LABELS, csv_path=path))
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"]) for row in rows] == [
+        *((case, name) for case in ("case_a", "case_b", "case_c") for name in ("front part", "back")),
+        ("mean", "front part"),
+        ("mean", "back"),
+        ("mean", "all"),
+    ]
+    assert [row["empty"] for row in rows] == ["", "prediction", "", "both", "", "", "", "", ""]
+
+    pairs = [(box(3, 6), box(2, 6)), (box(3, 6), box(3, 7)), (box(2, 7), box(3, 7))]
+    front = [class_metrics(*(torch.tensor(v) == 1 for v in pair), SPACING) for pair in pairs]
+    back = [
+        {"dice": 0.0, "nsd": 0.0, "hd95": math.hypot(9, 10, 8 * 5)},
+        dict.fromkeys(METRICS, math.nan),
+        class_metrics(torch.tensor(box(7, 9, 2)) == 2, torch.tensor(box(7, 8, 2)) == 2, SPACING),
+    ]
+    for row, expected in zip(rows[:6:2] + rows[1:6:2], front + back, strict=True):
+        assert {m: float(row[m]) for m in METRICS} == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    for metric in METRICS:
+        mean_front = sum(values[metric] for values in front) / 3
+        mean_back = (back[0][metric] + back[2][metric]) / 2
+        assert metrics[f"{metric}_front_part"] == pytest.approx(mean_front)
+        assert metrics[f"{metric}_back"] == pytest.approx(mean_back)
+        assert metrics[f"mean_{metric}"] == pytest.approx((mean_front + mean_back) / 2)
+        assert [float(row[metric]) for row in rows[6:]] == pytest.approx(
+            [mean_front, mean_back, (mean_front + mean_back) / 2], rel=1e-5
+        )
+
+
+def test_order_of_cases_does_not_matter(cases: list[dict[str, str]], tmp_path: Path) -> None:
+    texts = set()
+    for seed in range(3):
+        random.Random(seed).shuffle(cases)
+        evaluate(cases, SegmentationReport(LABELS, csv_path=tmp_path / "metrics.csv", metrics=["dice"]))
+        texts.add((tmp_path / "metrics.csv").read_text())
+    assert len(texts) == 1
+
+
+def test_mlflow_has_the_means_at_the_step_of_the_training(cases: list[dict[str, str]], store: Any) -> None:
+    # MLFlowHandler stands first and has read before SegmentationReport's end of the epoch.
+    mlflow_handler = store.handler(close_on_complete=True)
+    metrics = evaluate(cases[2:], SegmentationReport(LABELS), mlflow_handler)
+    assert store.history("mean_dice") == {5: pytest.approx(metrics["mean_dice"])}
+    assert store.history("dice_front_part") == {5: pytest.approx(metrics["dice_front_part"])}
+    # No case has this class: the mean is NaN, which MLflow stores.
+    assert math.isnan(store.history("hd95_back")[5])
+
+
+def test_native_space_after_turning_and_padding(write_case: Callable[..., dict[str, str]]) -> None:
+    label = box(2, 5) + box(5, 9, 2)
+    prepare = Compose(
+        [
+            LoadImaged(["image", "label"]),
+            EnsureChannelFirstd(["image", "label"]),
+            Orientationd("image", axcodes="RAS", labels=None),
+            SpatialPadd("image", (16, 16, 16)),
+        ]
+    )
+    restore = Compose(
+        [
+            Invertd("pred", prepare, orig_keys="image", nearest_interp=False),
+            AsDiscreted("pred", argmax=True, to_onehot=3),
+        ]
+    )
+    data = Dataset([write_case("case", label, label, AFFINE)], prepare)
+
+    class Logits(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.cat([-((image - value) ** 2) for value in range(3)], dim=1)
+
+    report = SegmentationReport(LABELS)
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"), DataLoader(data), Logits(), postprocessing=restore, val_handlers=[report]
+    )
+    evaluator.run()
+    assert evaluator.state.metrics == {
+        f"{metric}_{name}" if name != "mean" else f"mean_{metric}": 0.0 if metric == "hd95" else 1.0
+        for metric in METRICS
+        for name in ("mean", "front_part", "back")
+    }
+
+
+def test_dice_alone_and_a_tolerance_per_class(cases: list[dict[str, str]]) -> None:
+    assert set(evaluate(cases, SegmentationReport(LABELS, metrics=["dice"]))) == {
+        "mean_dice",
+        "dice_front_part",
+        "dice_back",
+    }
+    loose = evaluate(cases[:1], SegmentationReport(LABELS, tolerance_mm=[100, 0.1]))
+    assert loose["nsd_front_part"] == 1.0
+    assert loose["nsd_back"] < 1.0
+
+
+def test_a_second_run_starts_anew(cases: list[dict[str, str]]) -> None:
+    report = SegmentationReport(LABELS, metrics=["dice"])
+    data = Dataset(cases, Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])]))
+    evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(data), nn.Identity(), val_handlers=[report])
+    evaluator.run(1)
+    first = dict(evaluator.state.metrics)
+    evaluator.run(2)
+    assert evaluator.state.metrics == first
+    assert len(report.rows) == len(cases) * 2
+
+
+def test_plain_tensors_need_the_spacing() -> None:
+    case = {"image": torch.tensor(box(2, 6))[None], "label": torch.tensor(box(3, 6))[None]}
+    loader = [{key: value[None] for key, value in case.items()}]
+    metrics = evaluate([case], SegmentationReport({"1": "a"}, spacing=SPACING), val_data_loader=loader)
+    expected = class_metrics(case["image"][0] == 1, case["label"][0] == 1, SPACING)
+    assert metrics == pytest.approx(
+        {f"{m}_a": expected[m] for m in METRICS} | {f"mean_{m}": expected[m] for m in METRICS}
+    )
+    with pytest.raises(ValueError, match=r"^spacing: must be given for labels without an affine.*; got None\.$"):
+        evaluate([case], SegmentationReport({"1": "a"}), val_data_loader=loader)
+
+
+def test_a_label_without_a_file_is_numbered(tmp_path: Path) -> None:
+    pair = {"image": box(2, 6)[None], "label": box(3, 6)[None]}
+    data = Dataset([pair, pair, pair], EnsureTyped(["image", "label"]))
+    report = SegmentationReport({"1": "a", "2": "b"}, metrics=["dice"])
+    evaluate([pair], report, val_data_loader=DataLoader(data, batch_size=2))
+    assert [row["case"] for row in report.rows[::2]] == ["case_0000", "case_0001", "case_0002"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": {"liver": 1}}, r"labels: must map label values to names, as in .*; got \{'liver': 1\}\."),
+        ({"labels": ["background", "liver"]}, "labels: must map label values to names"),
+        ({"labels": {"0": "background"}}, "labels: must name at least one class beside the background"),
+        ({"labels": LABELS, "tolerance_mm": [1.0]}, r"tolerance_mm: must be one number, or one for each of 2 classes"),
+        ({"labels": LABELS, "tolerance_mm": -1}, "tolerance_mm: must be a number at least 0; got -1"),
+        ({"labels": LABELS, "metrics": ["dcie"]}, "metrics: must be one of .*; got 'dcie'. Did you mean 'dice'"),
+        ({"labels": LABELS, "spacing": [1, 0, 1]}, "spacing: must be a number above 0; got 0"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        SegmentationReport(**arguments)
+
+
+def test_prediction_on_another_grid(write_case: Callable[..., dict[str, str]]) -> None:
+    case = write_case("case_x", box(2, 5)[:, :, 1:], box(2, 5), AFFINE)
+    with pytest.raises(ValueError, match=r"^pred: must have the label's spatial shape \(9, 10, 8\); got \(9, 10, 7\) "):
+        evaluate([case], SegmentationReport(LABELS))
+
+
+def test_output_that_is_not_decollated(cases: list[dict[str, str]]) -> None:
+    with pytest.raises(ValueError, match=r"decollate=True\); got 'dict'"):
+        evaluate(cases, SegmentationReport(LABELS), decollate=False)

@@ -1,0 +1,156 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""LossTracker on a real trainer, with MONAI's handlers reading what it writes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.engines import IterationEvents, SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from torch import nn
+
+from monai_losses_ext.handlers import LossTracker
+
+EPOCHS = 3
+BATCH_SIZES = [2, 2, 1]
+
+
+class TwoTerms(nn.Module):
+    """A loss with two terms, as a compound loss offers them."""
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        error = prediction - target
+        self.last_terms = {"square": (error**2).mean().detach(), "abs": error.abs().mean().detach()}
+        return 0.75 * (error**2).mean() + 0.25 * error.abs().mean()
+
+    def get_weights(self) -> dict[str, float]:
+        return {"square": 0.75, "abs": 0.25}
+
+
+class Recorder:
+    """Write down, on its own, what each iteration's loss and learning rate were."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.iterations: dict[int, list[dict[str, float]]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        error = (output["pred"] - output["label"]).detach()
+        values = {
+            "loss": output["loss"].item(),
+            "loss_square": (error**2).mean().item(),
+            "loss_abs": error.abs().mean().item(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        self.iterations.setdefault(engine.state.epoch, []).append(values)
+
+    def mean(self, epoch: int, name: str) -> float:
+        values = [values[name] for values in self.iterations[epoch]]
+        return sum(n * value for n, value in zip(BATCH_SIZES, values, strict=True)) / sum(BATCH_SIZES)
+
+
+class Case:
+    """What a training needs: network, optimizer, loss, data."""
+
+    def __init__(self, loss: nn.Module | None = None, **trainer_arguments: Any) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Conv1d(1, 1, 3, padding=1)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1)
+        self.loss = loss or TwoTerms()
+        data = [{"image": torch.randn(1, 4) * (i + 1), "label": torch.randn(1, 4)} for i in range(sum(BATCH_SIZES))]
+        self.loader: Any = DataLoader(Dataset(data), batch_size=2)
+        self.recorder = Recorder(self.optimizer)
+        self.trainer_arguments = trainer_arguments
+
+    def run(self, *handlers: Any) -> SupervisedTrainer:
+        trainer = SupervisedTrainer(
+            torch.device("cpu"),
+            EPOCHS,
+            self.loader,
+            self.network,
+            self.optimizer,
+            self.loss,
+            train_handlers=[self.recorder, *handlers],
+            **self.trainer_arguments,
+        )
+        trainer.run()
+        return trainer
+
+
+@pytest.mark.parametrize("tracker_first", [True, False])
+@pytest.mark.parametrize("per_epoch", [True, False])
+def test_mlflow_has_each_epoch_at_its_own_step(store: Any, tracker_first: bool, per_epoch: bool) -> None:
+    case = Case()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(case.optimizer, gamma=0.5)
+    handlers: list[Any] = [
+        LrScheduleHandler(schedule, print_lr=False, epoch_level=per_epoch),
+        store.handler(close_on_complete=True),
+    ]
+    tracker = LossTracker(case.loss, case.optimizer)
+    case.run(*([tracker, *handlers] if tracker_first else [*handlers, tracker]))
+
+    for name in ("loss", "loss_square", "loss_abs"):
+        expected = {epoch: pytest.approx(case.recorder.mean(epoch, name)) for epoch in (1, 2, 3)}
+        assert store.history(name) == expected
+    assert store.history("weight_square") == {1: 0.75, 2: 0.75, 3: 0.75}
+    # The rate of the epoch's last step, before the scheduler moved it.
+    expected_lr = {1: 0.1, 2: 0.05, 3: 0.025} if per_epoch else {n: 0.1 * 0.5 ** (3 * n - 1) for n in (1, 2, 3)}
+    assert store.history("lr") == {step: pytest.approx(rate) for step, rate in expected_lr.items()}
+
+
+@pytest.mark.parametrize("arguments", [{"decollate": False}, {"accumulation_steps": 2}])
+def test_ways_to_run_the_trainer(arguments: dict[str, Any]) -> None:
+    case = Case(**arguments)
+    trainer = case.run(LossTracker(case.loss, case.optimizer))
+    assert trainer.state.metrics["loss"] == pytest.approx(case.recorder.mean(EPOCHS, "loss"))
+
+
+def test_any_loss_and_several_parameter_groups() -> None:
+    case = Case(loss=nn.MSELoss())
+    case.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.01})
+    trainer = case.run(LossTracker(case.loss, case.optimizer))
+    assert trainer.state.metrics == {
+        "loss": pytest.approx(case.recorder.mean(EPOCHS, "loss_square")),
+        "lr": 0.1,
+        "lr_1": 0.01,
+    }
+
+
+def test_an_epoch_of_unknown_length_is_written_at_its_end() -> None:
+    case = Case()
+    batches = list(case.loader)
+    seen: dict[str, float] = {}
+    trainer = SupervisedTrainer(
+        torch.device("cpu"),
+        1,
+        iter(batches),
+        case.network,
+        case.optimizer,
+        case.loss,
+        train_handlers=[case.recorder, LossTracker(case.loss, case.optimizer)],
+    )
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: seen.update(engine.state.metrics))
+    trainer.run()
+    assert seen["loss"] == pytest.approx(case.recorder.mean(1, "loss"))
+
+
+def test_names_that_mlflow_refuses_and_a_loss_that_is_nan(store: Any) -> None:
+    class Broken(nn.Module):
+        def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            self.last_terms = {"dice (front)": torch.tensor(math.inf)}
+            return (prediction * math.nan).mean()
+
+    case = Case(loss=Broken())
+    case.run(LossTracker(case.loss, case.optimizer), store.handler(close_on_complete=True))
+    assert [math.isnan(value) for value in store.history("loss").values()] == [True] * EPOCHS
+    assert list(store.history("loss_dice_front_")) == [1, 2, 3]
