@@ -62,9 +62,7 @@ def read_cases(dataset_dir: str | os.PathLike[str], section: str = "training") -
     return cases
 
 
-def split_cases(
-    cases: list[Case], validation_fraction: float = 0.2, seed: int = 0
-) -> tuple[list[Case], list[Case]]:
+def split_cases(cases: list[Case], validation_fraction: float = 0.2, seed: int = 0) -> tuple[list[Case], list[Case]]:
     """Split cases into training and validation by name and seed alone.
 
     The cases are sorted by the file name of their image and shuffled by ``random.Random(seed)``; the first
@@ -91,9 +89,7 @@ def split_cases(
     return sorted(shuffled[n_validation:], key=_name), sorted(shuffled[:n_validation], key=_name)
 
 
-def training_cases(
-    dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0
-) -> list[Case]:
+def training_cases(dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0) -> list[Case]:
     """Return the cases of a dataset to train on: :func:`read_cases`, then :func:`split_cases`."""
     return split_cases(read_cases(dataset_dir), validation_fraction, seed)[0]
 

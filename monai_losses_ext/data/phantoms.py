@@ -10,12 +10,12 @@ from the middle of the volume, x to the right, y to the front, z up; intensities
   (``bend_mm`` over lengths of ``bend_scale_mm``), and whether left and right are swapped at random (``mirror``);
 - ``background``: ``tissues`` (intensities) that alternate over lengths of ``scale_mm``;
 - ``structures``, painted one over another: ``shape`` is ``tube`` (``points``, ``radii``) or ``ellipsoid`` (``centre``,
-  ``radii``); ``labels`` (none: the structure is only a distractor; several: the tube is divided among them at ``cuts``,
-  shares of its length, which vary by ``cut_jitter``); ``intensity``; ``rim``, like ``background`` and ``width_mm`` wide,
-  around it; ``count`` [least, most]; ``spread_mm``, by which each copy is moved; ``inside``, a label in which each copy
-  is centred (a lesion in its organ);
-- ``contrast_jitter``: deviation of each intensity from case to case; ``noise``: its deviation; ``bias``: strength of the
-  smooth brightness field; ``gain``: range from which a scanner's factor is drawn, evenly in its logarithm.
+  ``radii``); ``labels`` (none: the structure is only a distractor; several: the tube is divided among them at
+  ``cuts``, shares of its length, which vary by ``cut_jitter``); ``intensity``; ``rim`` around it, like ``background``
+  and ``width_mm`` wide; ``count`` [least, most]; ``spread_mm``, by which each copy is moved; ``inside``, a label in
+  which each copy is centred (a lesion in its organ);
+- ``contrast_jitter``: deviation of each intensity from case to case; ``noise``: its deviation; ``bias``: strength of
+  the smooth brightness field; ``gain``: range from which a scanner's factor is drawn, evenly in its logarithm.
 """
 
 from __future__ import annotations
@@ -72,8 +72,14 @@ def make_phantoms(task: str | Task, out_dir: str | Path, n_cases: int = 40, seed
     return out_dir
 
 
+def phantom_recipe(task: Task, n_cases: int, seed: int) -> dict[str, Any]:
+    """Return what tells one set of phantoms from another; ``row`` changes when the task's row does."""
+    look = json.dumps([task.typical_shape, task.typical_spacing_mm, task.modality, task.phantom])
+    return {"task": task.name, "cases": n_cases, "seed": seed, "row": zlib.crc32(look.encode())}
+
+
 def phantom_origin(dataset_dir: str | Path) -> dict[str, Any] | None:
-    """Return the task, number of cases and seed of a folder of phantoms; None if it holds no (complete) phantoms."""
+    """Return the :func:`phantom_recipe` of a folder of phantoms; None if it holds no (complete) phantoms."""
     try:
         content = json.loads((Path(dataset_dir) / "dataset.json").read_text(encoding="utf-8"))
         return dict(content["phantoms"])
@@ -137,8 +143,8 @@ class _Canvas:
         return distance, np.zeros_like(distance)
 
     def _blend(self, distance: Array, values: Array) -> None:
-        """Mix ``values`` in where ``distance`` is negative, over one voxel (the partial volume of a scanner)."""
-        share = np.clip(0.5 - distance / max(self.spacing), 0, 1)
+        """Mix ``values`` in where ``distance`` is negative, with an edge of one voxel in plane (partial volume)."""
+        share = np.clip(0.5 - distance / min(self.spacing), 0, 1)
         self.image = self.image * (1 - share) + values * share
 
     def _tissues(self, spec: dict[str, Any]) -> Array:
@@ -155,7 +161,9 @@ class _Canvas:
         return values + self.rng.normal(0, 1, values.shape) * self.contrast_jitter
 
 
-def _posed_grid(rng: np.random.Generator, pose: dict[str, Any], shape: tuple[int, ...], spacing: tuple[float, ...]) -> Array:
+def _posed_grid(
+    rng: np.random.Generator, pose: dict[str, Any], shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> Array:
     """Return the voxels' positions in the anatomy: moved, turned, scaled, mirrored and bent."""
     grid = voxel_grid(shape, spacing)
     shift = rng.uniform(-1, 1, 3) * pose["shift_mm"]
@@ -211,5 +219,5 @@ def _index(task: Task, names: list[str], seed: int) -> dict[str, Any]:
         "numTest": 0,
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
         "test": [],
-        "phantoms": {"task": task.name, "cases": len(names), "seed": seed},
+        "phantoms": phantom_recipe(task, len(names), seed),
     }

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 TUBE_SAMPLES = 40  # spheres per tube: neighbours then overlap by more than 9/10 at any sensible length
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monai_losses_ext._checks import fail, nearest, number, one_of
 
@@ -108,6 +108,9 @@ class Task:
                 raise fail(f"network_def {key}", f"must be {len(names)}", self.training.network_def.get(key))
 
 
+Row = TypeVar("Row", Task, Training)
+
+
 def read_tasks(path: str | Path = TASKS_FILE) -> dict[str, Task]:
     """Read the rows of a tasks file.
 
@@ -131,7 +134,7 @@ def read_tasks(path: str | Path = TASKS_FILE) -> dict[str, Task]:
     return tasks
 
 
-def _build(cls: type[Any], values: dict[str, Any]) -> Any:
+def _build(cls: type[Row], values: dict[str, Any]) -> Row:
     """Make a frozen dataclass of a JSON object: exactly its fields, lists as tuples."""
     known = [field.name for field in fields(cls)]
     for name in values:
@@ -140,7 +143,8 @@ def _build(cls: type[Any], values: dict[str, Any]) -> Any:
     missing = [name for name in known if name not in values]
     if missing:
         raise fail("fields", "must all be given", f"none for {', '.join(missing)}")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return cls(**converted)
 
 
 TASKS = read_tasks()

@@ -1,0 +1,128 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``python -m monai_losses_ext <command>``. Thin: every command calls one function of the package."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from collections.abc import Sequence
+
+from monai_losses_ext import bundlekit
+from monai_losses_ext.data.phantoms import make_phantoms
+from monai_losses_ext.data.tasks import TASKS
+from monai_losses_ext.quickstart import CASES, EPOCHS, quickstart
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; default those of the process.
+
+    Returns:
+        Exit status: 0; 1 if the command failed, with one line on stderr; argparse itself exits with 2 on wrong usage.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["benchmark"]:  # has its own options, which argparse must not touch
+        return _benchmark(argv[1:])
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m monai_losses_ext",
+        description="Segmentation losses for MONAI, and bundles that train with them.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_quickstart(commands)
+    _add_data(commands)
+    _add_bundles(commands)
+    commands.add_parser("benchmark", help="measure losses; takes the options of python -m monai_losses_ext.benchmark")
+    return parser
+
+
+def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = (
+        "Train the hippocampus bundle on synthetic cases, evaluate it on cases that were held out, and say where the "
+        "pictures, the table and the MLflow store are. Needs no data and takes a few minutes on a CPU."
+    )
+    parser = commands.add_parser("quickstart", help="see it all work once, on synthetic cases", description=text)
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: a folder in your cache)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="length of the training (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=CASES, help="number of synthetic cases (default: %(default)s)")
+    parser.add_argument("--bundles", metavar="DIR", help="where the bundles are (default: beside the package)")
+    parser.set_defaults(command=_quickstart)
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("data", help="make datasets", description="Make datasets.")
+    actions = parser.add_subparsers(required=True, metavar="action")
+    text = "Write synthetic cases of a task, with dataset.json, imagesTr/ and labelsTr/ as the Decathlon has them."
+    parser = actions.add_parser("phantoms", help="write synthetic cases of a task", description=text)
+    parser.add_argument("--task", required=True, help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; it is made if absent")
+    parser.add_argument("--cases", type=int, default=40, help="number of cases (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other cases (default: %(default)s)")
+    parser.set_defaults(command=_phantoms)
+
+
+def _add_bundles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("bundles", help="render the bundles, or check them", description="For contributors.")
+    actions = parser.add_subparsers(required=True, metavar="action")
+    render = actions.add_parser("render", help="write all bundles from the template and the tasks' rows")
+    check = actions.add_parser("check", help="fail if a bundle differs from what render would write")
+    for action, command in ((render, _render), (check, _check)):
+        action.add_argument(
+            "--out", default="bundles", metavar="DIR", help="folder of the bundles (default: %(default)s)"
+        )
+        action.set_defaults(command=command)
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    quickstart(arguments.out, arguments.epochs, arguments.cases, arguments.bundles)
+    return 0
+
+
+def _phantoms(arguments: argparse.Namespace) -> int:
+    folder = make_phantoms(arguments.task, arguments.out, arguments.cases, arguments.seed)
+    print(f"{arguments.cases} synthetic cases of {arguments.task} (seed {arguments.seed}), not medical data: {folder}")
+    return 0
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    for path in bundlekit.render(arguments.out):
+        print(path)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    problems = bundlekit.check(arguments.out)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _benchmark(argv: list[str]) -> int:
+    """Run ``python -m monai_losses_ext.benchmark`` in this process."""
+    before = sys.argv
+    sys.argv = ["python -m monai_losses_ext benchmark", *argv]
+    try:
+        runpy.run_module("monai_losses_ext.benchmark", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if not isinstance(stop.code, (int, type(None))):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
