@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
-from numbers import Real
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
 class ShapeError(ValueError, AssertionError):
@@ -51,24 +52,102 @@ def one_of(argument: str, value: Any, allowed: Iterable[str]) -> str:
     return str(value)
 
 
-def number(
-    argument: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf, above: float | None = None
-) -> float:
-    """Return ``value`` as a float if it is a finite number within the limits.
+class Limits(NamedTuple):
+    """Limits of a number, for use in ``Annotated[float, Limits(minimum=0)]``."""
+
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    above: float = -math.inf
+
+    def allow(self, value: float) -> bool:
+        """Tell whether the number lies within the limits."""
+        return math.isfinite(value) and self.minimum <= value <= self.maximum and value > self.above
+
+    def schema(self) -> dict[str, float]:
+        """Return the limits as keywords of a JSON Schema."""
+        keywords = {"minimum": self.minimum, "maximum": self.maximum, "exclusiveMinimum": self.above}
+        return {keyword: limit for keyword, limit in keywords.items() if math.isfinite(limit)}
+
+    def words(self) -> str:
+        """Return the limits as an error message says them."""
+        if self.maximum < math.inf:
+            return f" between {self.minimum:g} and {self.maximum:g}"
+        if self.above > -math.inf:
+            return f" above {self.above:g}"
+        return f" of at least {self.minimum:g}" if self.minimum > -math.inf else ""
+
+
+def number(argument: str, value: Any, limits: Limits) -> float:
+    """Return ``value`` as a float if it is a number (a bool is not) within the limits.
+
+    Raises:
+        ValueError: naming the argument, the limits and what was received.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not limits.allow(float(value)):
+        raise fail(argument, f"must be a number{limits.words()}", value)
+    return float(value)
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], where: str = "") -> None:
+    """Check arguments against the type hints of ``function``: the one description of what a constructor takes.
+
+    Hints may be ``bool``, ``int``, ``float``, ``str``, ``Literal``, ``Sequence[float]``, ``Tensor``, ``Callable``,
+    ``None``, unions of these, and ``Annotated[float, Limits(minimum=0)]``.
 
     Args:
-        argument: the name shown in the error.
-        value: what the user passed; a bool is not a number.
-        minimum: the least value allowed.
-        maximum: the greatest value allowed.
-        above: a value that must be exceeded, for open intervals.
+        function: whose hints count.
+        arguments: name to value; names without a hint are passed over.
+        where: put before the argument's name in an error, such as ``"loss: focal: "``.
+
+    Raises:
+        ValueError: one line naming the argument, what it may be and what was received.
     """
-    limits = f"above {above:g}" if above is not None else f"at least {minimum:g}" if minimum > -math.inf else ""
-    if maximum < math.inf:
-        limits = f"between {minimum:g} and {maximum:g}"
-    rule = f"must be a number{' ' if limits else ''}{limits}"
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise fail(argument, rule, value)
-    if not minimum <= value <= maximum or (above is not None and value <= above):
-        raise fail(argument, rule, value)
-    return float(value)
+    hints = get_type_hints(function, include_extras=True)
+    for name, value in arguments.items():
+        if name in hints and not any(_matches(value, option) for option in options(hints[name])):
+            rule = "must be " + " or ".join(dict.fromkeys(map(_words, options(hints[name]))))
+            literals = [str(word) for option in options(hints[name]) for word in get_args(option) if _is_literal(option)]
+            raise fail(f"{where}{name}", rule, value, nearest(value, literals) if isinstance(value, str) else "")
+
+
+def options(hint: Any) -> list[Any]:
+    """Return the alternatives of a type hint, with unions taken apart."""
+    return [*get_args(hint)] if get_origin(hint) in (Union, UnionType) else [hint]
+
+
+def with_limits(option: Any) -> tuple[Any, Limits]:
+    """Split ``Annotated[type, Limits(...)]`` into the two; a bare type has no limits."""
+    return get_args(option) if get_origin(option) is Annotated else (option, Limits())  # type: ignore[return-value]
+
+
+def _is_literal(option: Any) -> bool:
+    return get_origin(option) is Literal
+
+
+def _matches(value: Any, option: Any) -> bool:
+    kind, limits = with_limits(option)
+    if kind is None or kind is type(None):
+        return value is None
+    if _is_literal(kind):
+        return value in get_args(kind)
+    if kind in (float, int):
+        is_number = isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
+        return is_number and limits.allow(value)
+    if get_origin(kind) is Sequence:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(_matches(item, get_args(kind)[0]) for item in value)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def _words(option: Any) -> str:
+    kind, limits = with_limits(option)
+    if kind is None or kind is type(None):
+        return "none"
+    if _is_literal(kind):
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if kind in (float, int):
+        return ("a number" if kind is float else "a whole number") + limits.words()
+    if get_origin(kind) is Sequence:
+        return f"a list of {_words(get_args(kind)[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
+    named = {bool: "true or false", str: "a text", dict: "an object"}
+    return named.get(kind, f"a {getattr(kind, '__name__', str(kind)).lower()}")

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from monai_losses_ext._checks import number
+from monai_losses_ext._checks import Limits, number
 from monai_losses_ext.data.phantoms import make_phantoms, phantom_origin, phantom_recipe
 from monai_losses_ext.data.tasks import get_task
 
@@ -43,8 +43,8 @@ def quickstart(
         ValueError: for a wrong number, or if there are no bundles.
         RuntimeError: if a step failed; the message names the command, whose own messages stand above it.
     """
-    number("epochs", epochs, minimum=1)
-    number("cases", cases, minimum=2)
+    number("epochs", epochs, Limits(minimum=1))
+    number("cases", cases, Limits(minimum=2))
     configs = _configs_folder(bundles)
     folder = Path(out).expanduser().absolute() if out else cache_dir() / "quickstart"
     results = _new_folder(folder)

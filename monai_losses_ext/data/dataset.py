@@ -12,7 +12,7 @@ import os
 import random
 from pathlib import Path
 
-from monai_losses_ext._checks import fail, number
+from monai_losses_ext._checks import Limits, fail, number
 from monai_losses_ext.data.tasks import TASKS
 
 Case = dict[str, str]
@@ -80,7 +80,7 @@ def split_cases(cases: list[Case], validation_fraction: float = 0.2, seed: int =
     Raises:
         ValueError: for fewer than two cases, or a fraction outside 0..1.
     """
-    number("validation_fraction", validation_fraction, minimum=0, maximum=1)
+    number("validation_fraction", validation_fraction, Limits(minimum=0, maximum=1))
     if len(cases) < 2:
         raise fail("cases", "must be at least two, to train on some and validate on others", len(cases))
     ordered = sorted(cases, key=_name)

@@ -28,7 +28,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from monai_losses_ext._checks import fail, number
+from monai_losses_ext._checks import Limits, fail, number
 from monai_losses_ext.data.shapes import Array, ellipsoid, rotation, smooth_field, tube, voxel_grid
 from monai_losses_ext.data.tasks import Task, get_task
 
@@ -54,8 +54,8 @@ def make_phantoms(task: str | Task, out_dir: str | Path, n_cases: int = 40, seed
         ValueError: for an unknown task, a wrong number, or a folder that holds another dataset.
     """
     task = get_task(task) if isinstance(task, str) else task
-    number("cases", n_cases, minimum=1)
-    number("seed", seed, minimum=0)
+    number("cases", n_cases, Limits(minimum=1))
+    number("seed", seed, Limits(minimum=0))
     out_dir = Path(out_dir).expanduser()
     index = out_dir / "dataset.json"
     if index.exists() and phantom_origin(out_dir) is None:

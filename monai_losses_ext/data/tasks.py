@@ -11,11 +11,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from monai_losses_ext._checks import fail, nearest, number, one_of
+from monai_losses_ext._checks import Limits, check_arguments, fail, nearest, one_of
 
 TASKS_FILE = Path(__file__).with_name("tasks.json")
+
+Count = Annotated[int, Limits(minimum=1)]
+Share = Annotated[float, Limits(minimum=0, maximum=1)]
+Positive = Annotated[float, Limits(above=0)]
 
 # What the intensity rule of a row may say, and the keys that go with it.
 INTENSITY_RULES: dict[str, frozenset[str]] = {
@@ -31,26 +35,19 @@ class Training:
     network_def: dict[str, Any]  # MONAI config of the network
     loss_config: str | dict[str, Any]  # what get_loss takes
     optimizer: dict[str, Any]  # MONAI config without the parameters; its "lr" is the peak of the schedule
-    warmup_fraction: float  # share of the training in which the learning rate rises to its peak
-    epochs: int
-    val_interval: int  # epochs between validations
-    batch_size: int  # cases per step
+    warmup_fraction: Share  # share of the training in which the learning rate rises to its peak
+    epochs: Count
+    val_interval: Count  # epochs between validations
+    batch_size: Count  # cases per step
     patch_size: tuple[int, ...]  # voxels
-    patches_per_case: int
+    patches_per_case: Count
     flip_axes: tuple[int, ...]  # spatial axes (in RAS) that may be mirrored without changing what the labels mean
     rotate_range_rad: tuple[float, ...]  # per axis, drawn from -r..r
     zoom_range: tuple[float, ...]  # per axis, drawn from 1-z..1+z
     translate_range_voxels: tuple[int, ...]  # per axis, drawn from -t..t
-    inference_overlap: float  # of neighbouring sliding windows, 0..1
-    cache_rate: float  # share of the cases kept in memory, 0..1
-    memory_gb: float  # what a training needs, measured
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "val_interval", "batch_size", "patches_per_case"):
-            number(name, getattr(self, name), minimum=1)
-        for name in ("warmup_fraction", "inference_overlap", "cache_rate"):
-            number(name, getattr(self, name), minimum=0, maximum=1)
-        number("memory_gb", self.memory_gb, above=0)
+    inference_overlap: Share  # of neighbouring sliding windows, 0..1
+    cache_rate: Share  # share of the cases kept in memory, 0..1
+    memory_gb: Positive  # what a training needs, measured
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,11 @@ class Task:
     modality: str  # "MRI" or "CT"
     channels: tuple[str, ...]
     labels: tuple[str, ...]
-    n_training: int  # labelled cases in MSD's release
+    n_training: Count  # labelled cases in MSD's release
     n_test: int
     typical_shape: tuple[int, ...]  # median, voxels
     typical_spacing_mm: tuple[float, ...]  # median
-    nsd_tolerance_mm: float  # boundary tolerance of the surface Dice
+    nsd_tolerance_mm: Positive  # boundary tolerance of the surface Dice
     source: str
     licence: str
     licence_url: str
@@ -80,7 +77,6 @@ class Task:
 
     def __post_init__(self) -> None:
         one_of("modality", self.modality, ("MRI", "CT"))
-        number("nsd_tolerance_mm", self.nsd_tolerance_mm, above=0)
         if self.labels[:1] != ("background",) or len(set(self.labels)) < max(2, len(self.labels)):
             raise fail("labels", "must be 'background' and then one unique name per label value", self.labels)
         rule = one_of("intensity rule", self.intensity.get("rule"), INTENSITY_RULES)
@@ -127,15 +123,16 @@ def read_tasks(path: str | Path = TASKS_FILE) -> dict[str, Task]:
     for i, row in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))):
         name = row.get("name", f"row {i}")
         try:
-            training = _build(Training, row.get("training", {}))
-            tasks[name] = _build(Task, {**row, "training": training})
+            if "training" in row:
+                row["training"] = _build(Training, row["training"])
+            tasks[name] = _build(Task, row)
         except ValueError as error:
             raise ValueError(f"{Path(path).name}, {name}: {error}") from error
     return tasks
 
 
 def _build(cls: type[Row], values: dict[str, Any]) -> Row:
-    """Make a frozen dataclass of a JSON object: exactly its fields, lists as tuples."""
+    """Make a row's dataclass of a JSON object: exactly its fields, of the right types, lists as tuples."""
     known = [field.name for field in fields(cls)]
     for name in values:
         if name not in known:
@@ -144,6 +141,7 @@ def _build(cls: type[Row], values: dict[str, Any]) -> Row:
     if missing:
         raise fail("fields", "must all be given", f"none for {', '.join(missing)}")
     converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    check_arguments(cls, converted)
     return cls(**converted)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_losses_ext._checks import fail, number, one_of
+from monai_losses_ext._checks import Limits, fail, number, one_of
 from monai_losses_ext.handlers._engine import (
     case_name,
     check_shapes,
@@ -71,9 +71,9 @@ class SegmentationReport:
         tolerances = [tolerance_mm] * len(self.labels) if isinstance(tolerance_mm, (int, float)) else list(tolerance_mm)
         if len(tolerances) != len(self.labels):
             raise fail("tolerance_mm", f"must be one number, or one for each of {len(self.labels)} classes", tolerances)
-        self.tolerances = [number("tolerance_mm", value, minimum=0) for value in tolerances]
+        self.tolerances = [number("tolerance_mm", value, Limits(minimum=0)) for value in tolerances]
         self.metrics = [one_of("metrics", name, METRICS) for name in metrics]
-        self.spacing = None if spacing is None else [number("spacing", mm, above=0) for mm in spacing]
+        self.spacing = None if spacing is None else [number("spacing", mm, Limits(above=0)) for mm in spacing]
         self.use_subvoxels = use_subvoxels
         self.rows: list[dict[str, Any]] = []
 

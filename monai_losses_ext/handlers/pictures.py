@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from monai_losses_ext._checks import number
+from monai_losses_ext._checks import Limits, number
 from monai_losses_ext.handlers._engine import case_name, check_shapes, class_mask, decollated, foreground_labels
 from monai_losses_ext.handlers._planes import Plane, cut_planes
 from monai_losses_ext.metrics import class_metrics, nan_mean
@@ -43,10 +43,10 @@ class PredictionPicture:
     List it BEFORE MONAI's MLFlowHandler: handlers run in that order when the engine is completed, and MLFlowHandler
     then logs the files that its ``artifacts`` name.
 
-    Reads ``image``, ``label`` and ``pred`` of the evaluator's output, as :class:`SegmentationReport` does. An image
-    that does not lie on the label's grid, since only the prediction was brought back to native space, is read again
-    from its file. Planes are those with the most of the reference, each class counting alike; anatomical directions
-    come from the label's affine.
+    Reads ``image``, ``label`` and ``pred`` of the evaluator's output, as :class:`SegmentationReport` does. The image
+    may lie on another grid, since only the prediction is brought back to native space: the affines say where. Planes
+    are those with the most of the reference, each class counting alike. Anatomical directions come from the label's
+    affine; the patient's right is on the left.
 
     Args:
         path: the PNG.
@@ -65,7 +65,7 @@ class PredictionPicture:
         self.path = Path(path)
         self.labels = foreground_labels(labels)
         self.validator = validator
-        self.n_cases = int(number("n_cases", n_cases, minimum=1))
+        self.n_cases = int(number("n_cases", n_cases, Limits(minimum=1)))
         self.cases: list[Case] = []
 
     def attach(self, engine: Engine) -> None:

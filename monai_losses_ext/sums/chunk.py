@@ -2,18 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arithmetic of one chunk: its sums, and its gradient.
 
-Two forms. *Labels*: softmax and index labels, where what the reference adds to a voxel sits at its own class only, so
-that it is computed once per voxel instead of once per class. *Dense*: any activation, one-hot or soft targets.
-
 Gradients go through derivatives with respect to the logarithm of the probabilities: with ``R_c = dL/d(log p_c)``, the
 gradient with respect to softmax logits is ``R_c - p_c sum_k R_k``. Nothing divides by a probability.
+
+Only multiplications and sums of vectors: on a CPU these are many times faster than masks, gathers and histograms, on a
+GPU they are deterministic, and no matrix product means that no precision setting reaches in.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,152 +25,153 @@ from monai_losses_ext.sums import terms as T  # noqa: N812
 Grads = dict[str, Tensor]  # term -> derivative of the loss with respect to that sum, [C, 1]
 
 
+class Scratch:
+    """Named buffers that every chunk of a pass uses again.
+
+    Fresh temporaries of this size come from the system page by page, which costs more than the arithmetic on them.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._empty = like.new_empty(0, dtype=dtype)
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Return the buffer ``name`` in ``shape``; its content is whatever was last left there."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name, self._empty)
+        if buffer.numel() < size:
+            buffer = self._buffers[name] = self._empty.new_empty(size)
+        return buffer[:size].view(shape)
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """Some voxels of one sample, in the accumulation dtype; exactly one of ``labels`` and ``target`` is set.
+    """Some voxels of one sample, in the accumulation dtype.
 
     Attributes:
         logits: ``[C, N]``, 0 where a voxel does not count.
-        labels: index labels ``[N]`` within 0..C-1, 0 where a voxel does not count.
-        target: dense labels ``[C, N]``, 0 where a voxel does not count.
+        target: ``[C, N]``, 0 where a voxel does not count.
+        is_one_hot: whether the target is known to hold a single 1 per voxel that counts.
         distance: signed distance map ``[C, N]``, or None.
         dropped: ``[N]``, True where a voxel does not count, or None where all do.
+        scratch: buffers for temporaries.
     """
 
     logits: Tensor
-    labels: Tensor | None
-    target: Tensor | None
+    target: Tensor
+    is_one_hot: bool
     distance: Tensor | None
     dropped: Tensor | None
+    scratch: Scratch
+
+    def product_sum(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``sum(a b)`` over the voxels, ``[C]``."""
+        return torch.mul(a, b, out=self.scratch("product", *self.logits.shape)).sum(1)
 
     def mask_(self, values: Tensor) -> Tensor:
         """Set the voxels that do not count to 0, in place."""
         return values if self.dropped is None else values.masked_fill_(self.dropped, 0.0)
 
-    def count(self) -> Tensor:
-        """Return the number of voxels that count, once per class, ``[C]``."""
-        number = self.logits.shape[1] if self.dropped is None else (~self.dropped).sum()
-        return torch.as_tensor(number, device=self.logits.device).expand(self.logits.shape[0])
+
+class _Softmax:
+    """Softmax over the classes of a chunk. Written out, it is twice as fast here as ``torch.softmax`` over axis 0."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        scratch, (num_classes, length) = chunk.scratch, chunk.logits.shape
+        self.chunk = chunk
+        highest = torch.amax(chunk.logits, 0, keepdim=True, out=scratch("highest", 1, length))
+        self.shifted = torch.sub(chunk.logits, highest, out=scratch("shifted", num_classes, length))
+        self.p = torch.exp(self.shifted, out=scratch("p", num_classes, length))
+        self.total = torch.sum(self.p, 0, keepdim=True, out=scratch("total", 1, length))
+        self.p.mul_(torch.reciprocal(self.total, out=highest))
+
+    @cached_property
+    def log_total(self) -> Tensor:
+        """The logarithm of the sum that normalises, ``[1, N]``; only terms with a logarithm pay for it."""
+        return self.total.log_()
+
+    def logp(self) -> Tensor:
+        """Return the log-probabilities, ``[C, N]``, in a buffer that the next call of any method here reuses."""
+        return torch.sub(self.shifted, self.log_total, out=self.chunk.scratch("product", *self.shifted.shape))
+
+    def logp_of_target(self) -> Tensor:
+        """Return the log-probabilities that a term ``g f(log p)`` needs.
+
+        For a one-hot target these are each voxel's own, ``[1, N]``, so that ``f`` is taken once per voxel; otherwise all.
+        """
+        if not self.chunk.is_one_hot:
+            return self.logp()
+        own = torch.mul(self.shifted, self.chunk.target, out=self.chunk.scratch("product", *self.shifted.shape))
+        return own.sum(0, keepdim=True).sub_(self.log_total)
 
 
-def label_sums(chunk: Chunk, terms: Sequence[str]) -> dict[str, Tensor]:
-    """Return the sums of a chunk with softmax and index labels, ``[C]`` each."""
-    labels, num_classes = chunk.labels, chunk.logits.shape[0]
-    assert labels is not None  # noqa: S101
-
-    def per_class(values: Tensor | None) -> Tensor:
-        weights = None if values is None else values.double()
-        return torch.bincount(labels, weights=weights, minlength=num_classes)
-
-    logp = F.log_softmax(chunk.logits, 0)
-    logq = chunk.mask_(logp.gather(0, labels.unsqueeze(0)).squeeze(0))  # at each voxel's own class
+def softmax_sums(chunk: Chunk, terms: Sequence[str]) -> dict[str, Tensor]:
+    """Return the sums of a chunk with softmax, ``[C]`` each."""
+    softmax = _Softmax(chunk)
+    p = chunk.mask_(softmax.p)
     sums: dict[str, Tensor] = {}
-    if "logp" in terms:
-        sums["logp"] = -chunk.mask_(logp).sum(1)
-    p = chunk.mask_(logp.exp_())
-    for term in _with_parts_of_abs_diff(terms):
+    for term in terms:
         name, gamma = T.split(term)
-        if name == "tp":
-            sums[term] = per_class(chunk.mask_(logq.exp()))
-        elif name == "pred":
-            sums[term] = p.sum(1)
-        elif name == "pred_sq":
-            sums[term] = p.square().sum(1)
-        elif name in ("ref", "ref_sq"):
-            sums[term] = per_class(None if chunk.dropped is None else ~chunk.dropped)
-        elif name == "ce":
-            sums[term] = -per_class(logq)
+        if name == "ce":
+            sums[term] = -softmax.logp().mul_(chunk.target).sum(1)
         elif name == "focal":
-            sums[term] = -per_class(_one_minus_exp(logq) ** gamma * logq)
-        elif name == "surface":
-            sums[term] = (p * _distance(chunk)).sum(1)
-        elif name == "surface_min":
-            sums[term] = chunk.mask_(_distance(chunk).clamp_max(0)).sum(1)
-        elif name == "count":
-            sums[term] = chunk.count()
-    if "abs_diff" in terms:
-        sums["abs_diff"] = sums["pred"] + sums["ref"] - 2 * sums["tp"]
+            logp = softmax.logp_of_target()
+            sums[term] = -chunk.product_sum(_power(_one_minus_exp(logp), gamma) * logp, chunk.target)
+        elif name == "logp":
+            sums[term] = -chunk.mask_(softmax.logp()).sum(1)
+        else:
+            sums[term] = _plain_sum(name, chunk, p)
     return sums
 
 
-def label_gradient(chunk: Chunk, grads: Grads) -> Tensor:
-    """Return dL/dlogits of a chunk with softmax and index labels, ``[C, N]``."""
-    labels = chunk.labels
-    assert labels is not None  # noqa: S101
-    index = labels.unsqueeze(0)  # 1 N
-    if "abs_diff" in grads:
-        outer = grads["abs_diff"]
-        zero = torch.zeros_like(outer)
-        grads = grads | {"pred": grads.get("pred", zero) + outer, "tp": grads.get("tp", zero) - 2 * outer}
-    has_focal = any(T.split(term)[0] == "focal" for term in grads)
-    logp = F.log_softmax(chunk.logits, 0) if has_focal else None
-    p = F.softmax(chunk.logits, 0) if logp is None else logp.exp()
-    q = p.gather(0, index)
-
-    at_label = torch.zeros_like(q)  # the part of R that sits at the voxel's own class: 1 N
+def softmax_gradient(chunk: Chunk, grads: Grads) -> Tensor:
+    """Return dL/dlogits of a chunk with softmax, ``[C, N]``."""
+    softmax = _Softmax(chunk)
+    p = softmax.p
+    # R_c = g_c (a p_c - w + f F) + p_c slope_c - l, from the inside out; F is the focal term's own slope.
+    zero = p.new_zeros(1)
+    log_slope = chunk.scratch("log_slope", *p.shape)
+    torch.addcmul(-grads.get("ce", zero), p, grads.get("tp", zero), out=log_slope)
     for term, grad in grads.items():
         name, gamma = T.split(term)
-        if name == "tp":
-            at_label.addcmul_(grad[:, 0][labels], q)
-        elif name == "ce":
-            at_label -= grad[:, 0][labels]
-        elif name == "focal" and logp is not None:
-            at_label.addcmul_(grad[:, 0][labels], _focal_slope(logp.gather(0, index), q, gamma))
-
-    slope = _slope_without_reference(chunk, p, grads)
-    total = at_label  # sum over the classes of R
-    if slope is not None:
-        total = at_label + (slope.T @ p if slope.shape[1] == 1 else (slope * p).sum(0, keepdim=True))
+        if name == "focal":
+            log_slope.addcmul_(grad, _focal_slope(softmax.logp_of_target(), gamma))
+    log_slope *= chunk.target
+    _add_plain_slope_(log_slope, chunk, p, grads)
     if "logp" in grads:
-        total = total - grads["logp"].sum()
-    gradient = p.mul_(-total if slope is None else slope - total)
-    if "logp" in grads:
-        gradient -= grads["logp"]
-    return chunk.mask_(gradient.scatter_add_(0, index, at_label))
+        log_slope -= grads["logp"]
+    return chunk.mask_(log_slope.addcmul_(p, log_slope.sum(0, keepdim=True), value=-1))
 
 
-def dense_sums(chunk: Chunk, terms: Sequence[str], activation: str) -> dict[str, Tensor]:
-    """Return the sums of a chunk with a dense target, ``[C]`` each."""
-    assert chunk.target is not None  # noqa: S101
-    values = T.voxel_values(terms, activation, chunk.logits, chunk.target, chunk.distance)
-    if chunk.dropped is None:
-        return {term: value.sum(1) for term, value in values.items()}
-    return {term: value.masked_fill(chunk.dropped, 0.0).sum(1) for term, value in values.items()}
-
-
-def dense_gradient(chunk: Chunk, grads: Grads, activation: str) -> Tensor:
-    """Return dL/dlogits of a chunk with a dense target, ``[C, N]``; for activation none, dL/dp."""
-    target = chunk.target
-    assert target is not None  # noqa: S101
-    logp = F.log_softmax(chunk.logits, 0) if activation == "softmax" else F.logsigmoid(chunk.logits)
-    p = chunk.logits if activation == "none" else logp.exp()
-
-    parts = [_slope_without_reference(chunk, p, grads)]
-    if "tp" in grads:
-        parts.append(grads["tp"] * target)
-    if "abs_diff" in grads:
-        parts.append(grads["abs_diff"] * torch.sign(p - target))
-    slope = reduce(torch.add, (part for part in parts if part is not None), torch.zeros_like(p))
-    if activation == "none":
-        return chunk.mask_(slope)
-    if activation == "sigmoid":
-        return chunk.mask_(slope * p * (1 - p) + _sigmoid_log_gradient(chunk.logits, target, p, grads))
-
-    log_slope = slope * p  # R, with the derivatives of the logarithmic terms added as they are
-    for term, grad in grads.items():
+def elementwise_sums(chunk: Chunk, terms: Sequence[str], activation: str) -> dict[str, Tensor]:
+    """Return the sums of a chunk with activation sigmoid or none, ``[C]`` each."""
+    logits, target = chunk.logits, chunk.target
+    p = chunk.mask_(torch.sigmoid(logits)) if activation == "sigmoid" else logits
+    sums: dict[str, Tensor] = {}
+    for term in terms:
         name, gamma = T.split(term)
         if name == "ce":
-            log_slope -= grad * target
+            sums[term] = -(target * F.logsigmoid(logits)).sum(1)
+        elif name == "ce_neg":
+            sums[term] = -chunk.mask_((1 - target) * F.logsigmoid(-logits)).sum(1)
         elif name == "logp":
-            log_slope -= grad
+            sums[term] = -chunk.mask_(F.logsigmoid(logits)).sum(1)
         elif name == "focal":
-            log_slope += grad * target * _focal_slope(logp, p, gamma)
-    return chunk.mask_(log_slope - p * log_slope.sum(0, keepdim=True))
+            sums[term] = (target * T.sigmoid_focal(logits, target, gamma)).sum(1)
+        elif name == "focal_neg":
+            sums[term] = chunk.mask_((1 - target) * T.sigmoid_focal(logits, target, gamma)).sum(1)
+        else:
+            sums[term] = _plain_sum(name, chunk, p)
+    return sums
 
 
-def _sigmoid_log_gradient(logits: Tensor, target: Tensor, p: Tensor, grads: Grads) -> Tensor:
-    """Return the gradient of the logarithmic terms with respect to sigmoid logits, ``[C, N]``."""
-    gradient = torch.zeros_like(p)
+def elementwise_gradient(chunk: Chunk, grads: Grads, activation: str) -> Tensor:
+    """Return dL/dlogits of a chunk with activation sigmoid, dL/dp with none, ``[C, N]``."""
+    logits, target = chunk.logits, chunk.target
+    p = torch.sigmoid(logits) if activation == "sigmoid" else logits
+    dp = p * (1 - p) if activation == "sigmoid" else torch.ones_like(p)
+    gradient = dp * target * grads["tp"] if "tp" in grads else torch.zeros_like(p)
+    _add_plain_slope_(gradient, chunk, p, grads, dp)
     for term, grad in grads.items():
         name, gamma = T.split(term)
         if name == "ce":
@@ -179,43 +181,77 @@ def _sigmoid_log_gradient(logits: Tensor, target: Tensor, p: Tensor, grads: Grad
         elif name == "logp":
             gradient -= grad * (1 - p)
         elif name in T.FOCAL_TERMS:
-            # f = exp(gamma s) b with s = log sigmoid(-x u), u = 2g - 1, so f' = exp(gamma s) (b' - gamma u sigmoid(x u) b)
-            u = 2 * target - 1
-            bce = F.softplus(-logits) + (1 - target) * logits
-            slope = torch.exp(gamma * F.logsigmoid(-logits * u))
-            slope = slope * ((p - target) - gamma * u * torch.sigmoid(logits * u) * bce)
-            gradient += grad * (target if name == "focal" else 1 - target) * slope
-    return gradient
+            gradient += grad * (target if name == "focal" else 1 - target) * _sigmoid_focal_slope(chunk, p, gamma)
+    return chunk.mask_(gradient)
 
 
-def _slope_without_reference(chunk: Chunk, p: Tensor, grads: Grads) -> Tensor | None:
-    """Return dL/dp of the terms without a reference: ``[C, N]``, ``[C, 1]`` where constant, None where there are none."""
-    parts = []
+def _plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
+    """Sum a term without logarithms; ``p`` and the target are 0 where a voxel does not count."""
+    if name == "tp":
+        return chunk.product_sum(p, chunk.target)
+    if name == "pred":
+        return p.sum(1)
+    if name == "pred_sq":
+        return chunk.product_sum(p, p)
+    if name == "ref":
+        return chunk.target.sum(1)  # exact for whole numbers: a chunk is far below 2^24 voxels
+    if name == "ref_sq":
+        return chunk.product_sum(chunk.target, chunk.target)
+    if name == "abs_diff":
+        return (p - chunk.target).abs_().sum(1)
+    if name == "surface":
+        return chunk.product_sum(p, _distance(chunk))
+    if name == "surface_min":
+        return chunk.mask_(_distance(chunk).clamp_max(0)).sum(1)
+    number = p.shape[1] if chunk.dropped is None else (~chunk.dropped).sum()
+    return torch.as_tensor(number, device=p.device).expand(p.shape[0])
+
+
+def _add_plain_slope_(total: Tensor, chunk: Chunk, p: Tensor, grads: Grads, factor: Tensor | None = None) -> None:
+    """Add ``factor dL/dp`` (factor p by default) of the terms without logarithms, but ``tp``, to ``total`` in place."""
+    factor = p if factor is None else factor
     if "pred" in grads:
-        parts.append(grads["pred"])
+        total.addcmul_(factor, grads["pred"])
     if "pred_sq" in grads:
-        parts.append(2 * grads["pred_sq"] * p)
+        total.addcmul_(factor * p, grads["pred_sq"], value=2)
+    if "abs_diff" in grads:
+        total.addcmul_(torch.sign(p - chunk.target).mul_(factor), grads["abs_diff"])
     if "surface" in grads:
-        parts.append(grads["surface"] * _distance(chunk))
-    return reduce(torch.add, parts) if parts else None
-
-
-def _with_parts_of_abs_diff(terms: Sequence[str]) -> list[str]:
-    """Add the sums that ``|p - g| = p + g - 2 p g`` (true for hard labels) is made of."""
-    return list(dict.fromkeys([*terms, *(("tp", "pred", "ref") if "abs_diff" in terms else ())]))
+        total.addcmul_(factor * _distance(chunk), grads["surface"])
 
 
 def _distance(chunk: Chunk) -> Tensor:
-    assert chunk.distance is not None  # noqa: S101
+    assert chunk.distance is not None  # noqa: S101 - terms.check refuses surface terms without a map
     return chunk.distance
 
 
-def _one_minus_exp(logq: Tensor) -> Tensor:
-    """Return ``1 - exp(logq)`` with the digits that a subtraction would lose, and never zero."""
-    return (-torch.expm1(logq)).clamp_min(torch.finfo(logq.dtype).tiny)
+def _one_minus_exp(logp: Tensor) -> Tensor:
+    """Return ``1 - exp(logp)`` with the digits that a subtraction would lose, and never zero."""
+    return torch.expm1(logp).neg_().clamp_min_(torch.finfo(logp.dtype).tiny)
 
 
-def _focal_slope(logq: Tensor, q: Tensor, gamma: float) -> Tensor:
-    """Return the derivative of ``-(1 - q)^gamma log q`` with respect to ``log q``."""
-    miss = _one_minus_exp(logq)
-    return gamma * q * miss ** (gamma - 1) * logq - miss**gamma
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """Return ``base ** exponent``; torch has quick ways for some exponents, but 1 and 0 it raises the long way."""
+    if exponent == 0:
+        return torch.ones_like(base)
+    return base if exponent == 1 else base**exponent
+
+
+def _focal_slope(logp: Tensor, gamma: float) -> Tensor:
+    """Return the derivative of ``-(1 - p)^gamma log p`` with respect to ``log p``."""
+    if gamma == 0:
+        return torch.full_like(logp, -1.0)
+    miss = _one_minus_exp(logp)
+    return _power(miss, gamma - 1) * (gamma * (1 - miss) * logp - miss)
+
+
+def _sigmoid_focal_slope(chunk: Chunk, p: Tensor, gamma: float) -> Tensor:
+    """Return the derivative of :func:`terms.sigmoid_focal` with respect to the logits.
+
+    ``f = exp(gamma s) b`` with ``s = log sigmoid(-x u)`` and ``u = 2g - 1``, so ``f' = exp(gamma s) (b' + gamma s' b)``.
+    """
+    logits, target = chunk.logits, chunk.target
+    u = 2 * target - 1
+    bce = F.softplus(-logits) + (1 - target) * logits
+    scale = torch.exp(gamma * F.logsigmoid(-logits * u))
+    return scale * ((p - target) - gamma * u * torch.sigmoid(logits * u) * bce)

@@ -89,7 +89,7 @@ def check(terms: Iterable[str], activation: str, has_distance: bool) -> None:
     for term in terms:
         name, gamma = split(term)
         _checks.one_of("terms", name, PLAIN_TERMS if name == term else FOCAL_TERMS)
-        _checks.number(f"terms: exponent of {name}", gamma, minimum=0.0)
+        _checks.number(f"terms: exponent of {name}", gamma, _checks.Limits(minimum=0))
         if name in LOG_TERMS and activation == "none":
             raise _checks.fail("terms", f"{name} needs logits, so activation must be softmax or sigmoid", activation)
         if name in SIGMOID_TERMS and activation != "sigmoid":
@@ -128,6 +128,19 @@ def kept_voxels(target: Tensor, activation: str, ignore_index: int | None) -> Te
         return target[ignore_index] <= 0.5
     kept = (target != ignore_index).all(0)
     return kept if activation == "sigmoid" else kept & (target != 0).any(0)
+
+
+def dense(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Return a target ``[B, 1, *S]`` or ``[B, C, *S]`` as dense labels ``[B, C, *S]``."""
+    if target.shape[1] == num_classes:
+        return target.to(dtype)
+    return one_hot(target[:, 0], num_classes, dtype).transpose(0, 1)
+
+
+def masked(values: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
+    """Return voxel values ``[B, ...]`` with 0 where a sample's mask of kept voxels says so."""
+    rows = [row if mask is None else row.masked_fill(~mask, 0.0) for row, mask in zip(values, kept, strict=True)]
+    return torch.stack(rows)
 
 
 def sigmoid_focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:

@@ -71,7 +71,8 @@ def test_unusable_folder_is_one_line_with_the_folder_the_fault_and_the_three_way
     with pytest.raises(DatasetError, match=message) as caught:
         read_cases(folder)
     text = str(caught.value)
-    assert "\n" not in text and str(folder) in text
+    assert "\n" not in text
+    assert str(folder) in text
     ways = (
         "data phantoms --task Task04_Hippocampus --out",
         "DecathlonDataset",
@@ -138,4 +139,5 @@ def test_training_and_validation_cases_are_the_split_of_the_folder(tmp_path: Pat
 def test_real_hippocampus_cases_are_all_there() -> None:
     cases = read_cases(REAL_DATA)
     index = json.loads((REAL_DATA / "dataset.json").read_text(encoding="utf-8"))
-    assert len(cases) == index["numTraining"] and all(os.path.isfile(case["label"]) for case in cases)
+    assert len(cases) == index["numTraining"]
+    assert all(os.path.isfile(case["label"]) for case in cases)

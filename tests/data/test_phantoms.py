@@ -40,7 +40,8 @@ def with_phantom(task: Task, **changes: Any) -> Task:
 
 def test_dataset_json_says_what_these_cases_are(folder: Path) -> None:
     index = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    assert "Synthetic" in index["name"] and "no patient" in index["description"]
+    assert "Synthetic" in index["name"]
+    assert "no patient" in index["description"]
     assert index["licence"] == "CC0-1.0"
     assert index["labels"] == {"0": "background", "1": "anterior", "2": "posterior"}
     assert index["modality"] == {"0": "T1-weighted MRI"}
@@ -51,7 +52,8 @@ def test_files_have_the_types_spacing_and_affine_of_a_scan(folder: Path) -> None
     orders = set()
     for case in read_cases(folder):
         image, label = nib.load(case["image"]), nib.load(case["label"])
-        assert image.get_data_dtype() == np.float32 and label.get_data_dtype() == np.uint8
+        assert image.get_data_dtype() == np.float32
+        assert label.get_data_dtype() == np.uint8
         assert image.shape == label.shape
         assert np.array_equal(image.affine, label.affine)
         assert np.allclose(image.header.get_zooms(), TASK.typical_spacing_mm, atol=1e-5)
@@ -65,7 +67,8 @@ def test_shape_and_size_are_those_of_the_real_data(cases: list[Any]) -> None:
     assert np.abs(np.median(shapes, axis=0) - TASK.typical_shape).max() <= 3
     for value in (1, 2):  # the real cases have 1000 to 2100 voxels of each
         volumes = [np.count_nonzero(label.get_fdata() == value) for _, label in cases]
-        assert 900 < np.median(volumes) < 2000 and min(volumes) > 500
+        assert 900 < np.median(volumes) < 2000
+        assert min(volumes) > 500
 
 
 def test_every_label_is_one_piece_and_anterior_lies_in_front(cases: list[Any]) -> None:
@@ -81,7 +84,8 @@ def test_left_and_right_both_occur(cases: list[Any]) -> None:
     towards_right = [
         np.subtract(*(np.argwhere(label.get_fdata() == v)[:, 0].mean() for v in (1, 2))) for _, label in cases
     ]
-    assert min(towards_right) < -1 and max(towards_right) > 1
+    assert min(towards_right) < -1
+    assert max(towards_right) > 1
 
 
 def test_scanners_differ_by_orders_of_magnitude(cases: list[Any]) -> None:
@@ -112,11 +116,13 @@ def test_case_depends_on_seed_and_number_alone(tmp_path: Path, folder: Path) -> 
 
 def test_origin_tells_sets_of_phantoms_apart(tmp_path: Path, folder: Path) -> None:
     origin = phantom_origin(folder)
-    assert origin is not None and (origin["task"], origin["cases"], origin["seed"]) == (TASK.name, N, 1)
+    assert origin is not None
+    assert (origin["task"], origin["cases"], origin["seed"]) == (TASK.name, N, 1)
     louder = make_phantoms(with_phantom(TASK, noise=0.5), tmp_path / "louder", n_cases=1, seed=1)
     assert phantom_origin(louder) != phantom_origin(make_phantoms(TASK, tmp_path / "as_is", n_cases=1, seed=1))
     (louder / "dataset.json").write_text("{}")
-    assert phantom_origin(louder) is None and phantom_origin(tmp_path) is None
+    assert phantom_origin(louder) is None
+    assert phantom_origin(tmp_path) is None
 
 
 def test_another_dataset_is_never_written_over(tmp_path: Path) -> None:
@@ -126,15 +132,16 @@ def test_another_dataset_is_never_written_over(tmp_path: Path) -> None:
         ValueError, match="out: must be a new folder or one with phantoms, not one with another dataset"
     ):
         make_phantoms(TASK, tmp_path, n_cases=1)
-    assert index.read_text() == '{"name": "mine"}' and not (tmp_path / "imagesTr").exists()
+    assert index.read_text() == '{"name": "mine"}'
+    assert not (tmp_path / "imagesTr").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"task": "Task4"}, "task: must be one of"),
-        ({"n_cases": 0}, "cases: must be a number at least 1; got 0"),
-        ({"seed": -1}, "seed: must be a number at least 0; got -1"),
+        ({"n_cases": 0}, "cases: must be a number of at least 1; got 0"),
+        ({"seed": -1}, "seed: must be a number of at least 0; got -1"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
@@ -146,7 +153,8 @@ def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], message: str
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_every_task_has_phantoms_with_all_its_labels(task: Task) -> None:
     image, label, affine = make_case(task, seed=0, i=0)
-    assert image.ndim == 3 + (len(task.channels) > 1) and image.shape[:3] == label.shape
+    assert image.ndim == 3 + (len(task.channels) > 1)
+    assert image.shape[:3] == label.shape
     assert set(np.unique(label)) == set(range(len(task.labels)))
     assert np.allclose(nib.affines.voxel_sizes(affine), task.typical_spacing_mm)
 
@@ -179,7 +187,8 @@ def ct_with_lesions() -> Task:
 
 def test_a_row_describes_other_tasks_too() -> None:
     image, label, _ = make_case(ct_with_lesions(), seed=0, i=0)
-    assert image.shape == (64, 64, 16, 2) and image.min() < -50  # CT keeps its negative values
+    assert image.shape == (64, 64, 16, 2)
+    assert image.min() < -50
     assert np.allclose([image[label == 1][:, c].mean() for c in (0, 1)], [60, 5], atol=3)
     assert np.allclose([image[label == 2][:, c].mean() for c in (0, 1)], [20, 50], atol=8)  # small: blurred rims
     organ_mm3 = np.count_nonzero(label > 0) * 4

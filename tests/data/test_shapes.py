@@ -48,7 +48,8 @@ def test_tube_widens_along_its_axis() -> None:
 def test_field_is_standardised_and_smooth_at_its_scale(spacing: tuple[float, ...], scale: float) -> None:
     field = smooth_field(np.random.default_rng(0), (60, 50, 20), spacing, scale)
     assert field.shape == (60, 50, 20)
-    assert field.mean() == pytest.approx(0, abs=1e-9) and field.std() == pytest.approx(1)
+    assert field.mean() == pytest.approx(0, abs=1e-9)
+    assert field.std() == pytest.approx(1)
     step = np.abs(np.diff(field, axis=0)).mean()
     assert 0.1 < step * scale / spacing[0] < 2  # changes by about its deviation over its scale
 
@@ -57,7 +58,8 @@ def test_rotation_is_one_and_stays_within_its_angle() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         matrix = rotation(rng, 10)
-        assert np.allclose(matrix @ matrix.T, np.eye(3)) and np.linalg.det(matrix) == pytest.approx(1)
+        assert np.allclose(matrix @ matrix.T, np.eye(3))
+        assert np.linalg.det(matrix) == pytest.approx(1)
         angle = np.degrees(np.arccos((np.trace(matrix) - 1) / 2))
         assert angle <= 10 * np.sqrt(3) + 1e-6  # three turns of at most 10 degrees
     assert np.allclose(rotation(rng, 0), np.eye(3))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from monai_losses_ext.data.tasks import TASKS, TASKS_FILE, get_task, read_tasks
+from monai_losses_ext.data.tasks import TASKS, TASKS_FILE, Task, get_task, read_tasks
 
 
 def write_row(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -27,7 +27,7 @@ def write_row(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_network_takes_the_patch_and_returns_a_channel_per_label(task: Any) -> None:
+def test_network_takes_the_patch_and_returns_a_channel_per_label(task: Task) -> None:
     network = ConfigParser({"network": task.training.network_def}).get_parsed_content("network")
     with torch.no_grad():
         logits = network(torch.zeros(1, len(task.channels), *task.training.patch_size))
@@ -35,9 +35,10 @@ def test_network_takes_the_patch_and_returns_a_channel_per_label(task: Any) -> N
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_published_results_name_the_tasks_own_labels(task: Any) -> None:
+def test_published_results_name_the_tasks_own_labels(task: Task) -> None:
     for result in task.published_results:
-        assert result["source"] and set(result["dice"]) <= set(task.labels)
+        assert result["source"]
+        assert set(result["dice"]) <= set(task.labels)
         assert all(0 < dice < 1 for dice in result["dice"].values())
 
 
@@ -61,7 +62,11 @@ def test_unknown_task_is_an_error_with_the_nearest_name() -> None:
         (lambda row: row.pop("licence"), "none for licence"),
         (lambda row: row["training"].update(epoch=3), r"got 'epoch'\. Did you mean 'epochs'\?"),
         (lambda row: row["training"].pop("patch_size"), "none for patch_size"),
-        (lambda row: row["training"].update(epochs=0), "epochs: must be a number at least 1; got 0"),
+        (lambda row: row["training"].update(epochs=0), "epochs: must be .* of at least 1; got 0"),
+        (lambda row: row["training"].update(epochs="many"), "epochs: must be .* got 'many'"),
+        (lambda row: row["training"].update(cache_rate=20), "cache_rate: must be .* between 0 and 1; got 20"),
+        (lambda row: row.update(references="a book"), "references: must be .* got 'a book'"),
+        (lambda row: row.pop("training"), "none for training"),
         (lambda row: row["training"].update(patch_size=[40, 40]), r"patch_size: must have one value per axis \(3\)"),
         (lambda row: row["training"].update(flip_axes=[3]), "flip_axes: must be axes between 0 and 2"),
         (
@@ -94,4 +99,5 @@ def test_a_new_task_is_a_new_row(tmp_path: Path) -> None:
         row["training"]["network_def"].update(in_channels=2, out_channels=2)
 
     task = read_tasks(write_row(tmp_path, change))["Task11_Made_Up"]
-    assert task.channels == ("CT", "PET") and task.intensity["high"] == 200
+    assert task.channels == ("CT", "PET")
+    assert task.intensity["high"] == 200
