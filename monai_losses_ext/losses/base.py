@@ -1,0 +1,180 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What all losses here share: they declare the voxel sums they need and turn ``[B, C]`` numbers into a value."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from monai_losses_ext import _checks
+from monai_losses_ext.sums import voxel_sums
+from monai_losses_ext.sums.voxel_sums import with_channel_axis
+
+Reduction = Literal["none", "mean", "sum"]
+NonNegative = Annotated[float, _checks.Limits(minimum=0)]
+Positive = Annotated[float, _checks.Limits(above=0)]
+Fraction = Annotated[float, _checks.Limits(minimum=0, maximum=1)]
+ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
+Sums = Mapping[str, Tensor]
+
+
+class VoxelLoss(_Loss):
+    """A loss that is a formula on voxel sums.
+
+    A subclass sets ``terms`` and writes :meth:`formula`. Its keywords are MONAI's, with MONAI's meaning.
+
+    Args:
+        include_background: whether class 0 counts. It is left out of the sums, after the activation, so that it never
+            changes the probabilities of the other classes. Ignored, with a warning, for one channel.
+        to_onehot_y: kept for MONAI's sake. Index labels are recognised by their shape, with or without it.
+        activation: ``softmax``, ``sigmoid`` or ``none``.
+        other_act: a function applied to the input in place of an activation.
+        reduction: ``mean``, ``sum`` or ``none``.
+        weight: one number per class, or one for all. For a loss without background the list may hold the background's
+            entry or not; it is not used.
+        ignore_index: label of the voxels that do not count; see :func:`monai_losses_ext.sums.terms.kept_voxels`.
+
+    Attributes:
+        backend: how the sums are computed, see :func:`monai_losses_ext.sums.voxel_sums`; ``auto`` unless set.
+        strict: raise an error for softmax over one channel (a constant), where MONAI warns and leaves it out.
+    """
+
+    terms: tuple[str, ...] = ()
+    class_weight: Tensor | None
+    backend = "auto"
+    strict = False
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        activation: str = "none",
+        other_act: Callable[..., Tensor] | None = None,
+        reduction: str = "mean",
+        weight: float | Sequence[float] | Tensor | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(reduction=str(reduction))
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.activation = activation
+        self.other_act = other_act
+        self.ignore_index = ignore_index
+        self.register_buffer("class_weight", per_class("weight", weight))
+
+    @abstractmethod
+    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+        """Return the loss from the sums asked for.
+
+        Args:
+            sums: term to ``[B, C]``, background included.
+            is_index: whether the target held index labels.
+        """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - MONAI's name
+        """Return the loss of a batch.
+
+        Args:
+            input: logits, ``[B, C, *S]`` with 1 to 3 spatial axes.
+            target: index labels ``[B, *S]`` or ``[B, 1, *S]``, or dense labels ``[B, C, *S]``.
+        """
+        return fused_values([self], input, target)[0]
+
+    def activation_for(self, num_channels: int) -> str:
+        """Return the activation for an input of this many channels; a softmax over one would be a constant."""
+        if self.activation != "softmax" or num_channels > 1:
+            return self.activation
+        if self.strict:
+            rule = "softmax over one channel is constant and has no gradient; use sigmoid: true, or two channels"
+            raise _checks.fail("softmax", rule, f"{num_channels} channel")
+        warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
+        return "none"
+
+    def without_background(self, values: Tensor) -> Tensor:
+        """Drop the column of class 0 from ``[B, C]`` values where the background does not count."""
+        return values[:, 1:] if not self.include_background and values.shape[1] > 1 else values
+
+    def terms_for(self, num_channels: int) -> tuple[str, ...]:
+        """Return the sums that :meth:`formula` needs for an input of this many channels."""
+        return self.terms
+
+    def per_counted_class(self, argument: str, values: Tensor | None, num_channels: int) -> Tensor | None:
+        """Return the values of the classes that count, ``[C']`` or ``[]``, from a list that may name the background."""
+        skips = not self.include_background and num_channels > 1
+        return select_classes(argument, values, num_channels, skips)
+
+    def warn_about_one_channel(self, num_channels: int) -> None:
+        """Warn, as MONAI does, about flags that mean nothing for one channel."""
+        if num_channels > 1:
+            return
+        if self.to_onehot_y:
+            warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=4)
+        if not self.include_background:
+            warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
+
+
+def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Tensor) -> list[Tensor]:  # noqa: A002
+    """Return the value of each loss; those that see the same probabilities share one pass over the volume."""
+    num_channels = input.shape[1] if input.ndim > 1 else 0
+    passes: dict[tuple[Any, ...], list[int]] = {}
+    for i, loss in enumerate(losses):
+        loss.warn_about_one_channel(num_channels)
+        key = (loss.activation_for(num_channels), loss.other_act, loss.ignore_index, loss.backend)
+        passes.setdefault(key, []).append(i)
+    values: dict[int, Tensor] = {}
+    for (activation, other_act, ignore_index, backend), members in passes.items():
+        x = input if other_act is None else other_act(input)
+        terms = list(dict.fromkeys(term for i in members for term in losses[i].terms_for(num_channels)))
+        sums = voxel_sums(x, target, terms, activation, ignore_index, backend=backend)
+        is_index = with_channel_axis(x, target).shape[1] < num_channels
+        for i in members:
+            values[i] = losses[i].formula(sums, is_index)
+    return [values[i] for i in range(len(losses))]
+
+
+def activation_of(sigmoid: bool, softmax: bool, other_act: Any) -> str:
+    """Turn MONAI's three activation arguments into one value.
+
+    Raises:
+        TypeError: where ``other_act`` is no function.
+        ValueError: where more than one is given.
+    """
+    if other_act is not None and not callable(other_act):
+        raise TypeError(f"other_act: must be a function or none; got {_checks.describe(other_act)}.")
+    chosen = [name for name, on in (("sigmoid", sigmoid), ("softmax", softmax), ("other_act", other_act)) if on]
+    if len(chosen) > 1:
+        raise _checks.fail("activation", "at most one of sigmoid, softmax, other_act may be set", " and ".join(chosen))
+    return "none" if not chosen or chosen[0] == "other_act" else chosen[0]
+
+
+def per_class(argument: str, values: float | Sequence[float] | Tensor | None) -> Tensor | None:
+    """Return per-class values as a float tensor, ``[C]`` or ``[]``, None as it is."""
+    if values is None:
+        return None
+    tensor = torch.as_tensor(values, dtype=torch.float32).detach().clone()
+    if tensor.ndim > 1 or (tensor < 0).any():
+        raise _checks.fail(argument, "must be one number per class, none of them negative", tensor.tolist())
+    return tensor
+
+
+def select_classes(argument: str, values: Tensor | None, num_channels: int, skip_background: bool) -> Tensor | None:
+    """Return the values of the classes that count, from a list with or without the background's entry.
+
+    Raises:
+        ValueError: where the list's length fits neither.
+    """
+    if values is None or values.ndim == 0:
+        return values
+    counted = num_channels - 1 if skip_background else num_channels
+    if len(values) not in (num_channels, counted):
+        rule = f"must hold one number per class, {num_channels} for this input"
+        rule += f" or {counted} without the background" if skip_background else ""
+        raise _checks.fail(argument, rule, f"{len(values)} numbers")
+    return values[1:] if skip_background and len(values) == num_channels else values

@@ -1,0 +1,116 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-entropy on voxel sums."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from monai_losses_ext import _checks
+from monai_losses_ext.losses.base import ClassWeights, Fraction, Reduction, Sums, VoxelLoss, activation_of
+from monai_losses_ext.sums import terms as T  # noqa: N812
+from monai_losses_ext.sums.voxel_sums import with_channel_axis
+
+
+class CrossEntropyLoss(VoxelLoss):
+    """Penalise every voxel by the surprise at its label.
+
+    Softmax: ``sum w_c g_c (-log p_c)`` over voxels and classes, divided as ``torch.nn.CrossEntropyLoss`` does. Sigmoid:
+    the mean over voxels and channels of ``-w_c g log p - (1 - g) log(1 - p)``.
+
+    Args:
+        sigmoid: a sigmoid and a binary cross-entropy per channel, for classes that overlap. Otherwise softmax; an input
+            of one channel is always binary.
+        softmax: say that it is softmax; the default.
+        reduction: ``mean``, ``sum``, or ``none`` for a map of voxels.
+        weight: softmax: a factor per class, and with index labels the mean is divided by the sum of the voxels'
+            weights. Sigmoid: a factor for the positive voxels of each class.
+        label_smoothing: softmax only: share of each label that is spread over all classes.
+        ignore_index: label of the voxels that do not count.
+        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+
+    Shape:
+        input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
+        ``[B, *S]`` (softmax) and ``[B, C, *S]`` (sigmoid).
+
+    Edge cases:
+        The mean over no voxel at all (all ignored) is 0, where torch gives NaN.
+
+    Source:
+        ``torch.nn.CrossEntropyLoss`` and ``torch.nn.BCEWithLogitsLoss``; label smoothing: Szegedy et al. 2016,
+        https://arxiv.org/abs/1512.00567.
+
+    Example:
+        >>> import torch
+        >>> round(CrossEntropyLoss()(torch.zeros(1, 4, 5), torch.tensor([[0, 1, 2, 3, 3]])).item(), 4)  # log 4
+        1.3863
+    """
+
+    def __init__(
+        self,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        reduction: Reduction = "mean",
+        weight: ClassWeights = None,
+        label_smoothing: Fraction = 0.0,
+        ignore_index: int | None = None,
+        to_onehot_y: bool = False,
+    ) -> None:
+        activation_of(sigmoid, softmax, None)
+        _checks.check_arguments(CrossEntropyLoss.__init__, locals())
+        activation = "sigmoid" if sigmoid else "softmax"
+        super().__init__(
+            to_onehot_y=to_onehot_y,
+            activation=activation,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+        )
+        self.label_smoothing = float(label_smoothing)
+
+    def activation_for(self, num_channels: int) -> str:
+        """Return ``sigmoid`` for one channel, the chosen activation otherwise."""
+        return super().activation_for(num_channels) if num_channels > 1 or self.strict else "sigmoid"
+
+    def terms_for(self, num_channels: int) -> tuple[str, ...]:
+        """Return the sums needed."""
+        if self.activation_for(num_channels) == "sigmoid":
+            return ("ce", "ce_neg", "count")
+        return ("ce", "ref", "count", "logp") if self.label_smoothing else ("ce", "ref", "count")
+
+    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+        """Return the summed or averaged cross-entropy, a scalar."""
+        num_channels = sums["ce"].shape[1]
+        weight = self.per_counted_class("weight", self.class_weight, num_channels)
+        weight = sums["ce"].new_ones(()) if weight is None else weight.to(sums["ce"])
+        if "ce_neg" in sums and self.activation_for(num_channels) == "sigmoid":
+            total, count = (weight * sums["ce"] + sums["ce_neg"]).sum(), sums["count"].sum()
+        else:
+            smoothing = self.label_smoothing
+            total = (1 - smoothing) * (weight * sums["ce"]).sum()
+            if smoothing:
+                total = total + smoothing / num_channels * (weight * sums["logp"]).sum()
+            # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
+            count = (weight * sums["ref"]).sum() if is_index else sums["count"][:, 0].sum()
+        return total if self.reduction == "sum" else total / count.clamp_min(torch.finfo(total.dtype).tiny)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
+        """Return the loss of a batch; see the class."""
+        return super().forward(input, target) if self.reduction != "none" else self._voxel_map(input, target)
+
+    def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
+        target = with_channel_axis(logits, target)
+        num_channels = logits.shape[1]
+        kept = [T.kept_voxels(sample, self.activation, self.ignore_index) for sample in target]
+        weight = self.per_counted_class("weight", self.class_weight, num_channels)
+        weight = None if weight is None else weight.to(logits).expand(num_channels)
+        dense = T.dense(target, num_channels, logits.dtype)
+        if self.activation_for(num_channels) == "sigmoid":
+            pos_weight = None if weight is None else weight.view(-1, *[1] * (logits.ndim - 2))
+            values = F.binary_cross_entropy_with_logits(logits, dense, pos_weight=pos_weight, reduction="none")
+        else:
+            smoothing = self.label_smoothing
+            values = F.cross_entropy(logits, dense, weight=weight, label_smoothing=smoothing, reduction="none")
+        return T.masked(values, kept)

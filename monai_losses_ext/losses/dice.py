@@ -1,0 +1,141 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Dice loss, and the shape that all overlap losses have."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from monai_losses_ext import _checks
+from monai_losses_ext.losses.base import ClassWeights, NonNegative, Reduction, Sums, VoxelLoss, activation_of
+
+
+class OverlapLoss(VoxelLoss):
+    """A loss that compares true positives, false positives and false negatives per sample and class.
+
+    A subclass writes :meth:`score`. ``soft_label`` counts true positives as ``(|p| + |g| - |p - g|) / 2``, which is
+    zero for a prediction equal to a soft reference, where ``p g`` is not (Wang et al. 2023,
+    https://arxiv.org/abs/2303.16296); for hard labels both are the same.
+    """
+
+    def __init__(self, batch: bool, soft_label: bool, squared_pred: bool, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.batch = batch
+        self.soft_label = soft_label
+        self.squared_pred = squared_pred
+        self.terms = ("tp", "pred_sq", "ref_sq") if squared_pred else ("tp", "pred", "ref")
+        if soft_label and not squared_pred:
+            self.terms = ("abs_diff", "pred", "ref")
+
+    @abstractmethod
+    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
+        """Return the loss from true positives, false positives and false negatives, each ``[B or 1, C']``."""
+
+    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+        """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
+        first, pred, ref = (self._counted(sums[term]) for term in self.terms)
+        tp = (pred + ref - first) / 2 if self.terms[0] == "abs_diff" else first
+        num_channels = sums[self.terms[0]].shape[1]
+        values = self.score(tp, pred - tp, ref - tp, num_channels)
+        weights = self.per_counted_class("weight", self.class_weight, num_channels)
+        if weights is not None and values.shape[1] > 1:
+            values = values * weights.to(values)
+        if self.reduction == "mean":
+            return values.mean()
+        if self.reduction == "sum":
+            return values.sum()
+        return values[0] if self.batch else values
+
+    def _counted(self, values: Tensor) -> Tensor:
+        values = self.without_background(values)
+        return values.sum(0, keepdim=True) if self.batch else values
+
+
+class DiceLoss(OverlapLoss):
+    """Penalise a lack of overlap, whatever the size of the structure.
+
+    ``1 - (2 tp + smooth_nr) / (2 tp + fp + fn + smooth_dr)`` per sample and class: with ``jaccard``,
+    ``1 - (tp + ...) / (tp + fp + fn + ...)``. A small structure weighs as much as a large one.
+
+    Args:
+        include_background: whether class 0 counts.
+        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        sigmoid: take a sigmoid per channel of the input.
+        softmax: take a softmax over the channels of the input.
+        other_act: a function applied to the input instead.
+        squared_pred: sum squares of prediction and reference in the denominator (Milletari et al.).
+        jaccard: the Jaccard index in place of Dice.
+        reduction: ``mean`` over samples and classes, ``sum``, or ``none``.
+        smooth_nr: added to the numerator.
+        smooth_dr: added to the denominator.
+        batch: sum over the samples of a batch before the quotient.
+        weight: one factor per class, or one for all.
+        soft_label: count true positives so that a perfect soft prediction costs nothing.
+        ignore_index: label of the voxels that do not count.
+
+    Shape:
+        input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
+        ``[B, C', 1, ...]`` (``[C', 1, ...]`` with ``batch``).
+
+    Edge cases:
+        A class that neither holds costs ``1 - smooth_nr / smooth_dr``, 0 by default. A class weight is not used where
+        one class counts.
+
+    Source:
+        Milletari et al. 2016, https://arxiv.org/abs/1606.04797. Differs in the smoothing and in averaging over classes.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[-9.0, -9.0, 9.0], [9.0, 9.0, -9.0]]])
+        >>> round(DiceLoss(softmax=True)(logits, torch.tensor([[1, 1, 0]])).item(), 3)
+        0.0
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[..., Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: Reduction = "mean",
+        smooth_nr: NonNegative = 1e-5,
+        smooth_dr: NonNegative = 1e-5,
+        batch: bool = False,
+        weight: ClassWeights = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        activation = activation_of(sigmoid, softmax, other_act)
+        _checks.check_arguments(DiceLoss.__init__, locals())
+        super().__init__(
+            batch=batch,
+            soft_label=soft_label,
+            squared_pred=squared_pred,
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            activation=activation,
+            other_act=other_act,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+        )
+        self.jaccard = jaccard
+        self.smooth_nr = float(smooth_nr)
+        self.smooth_dr = float(smooth_dr)
+
+    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
+        """Return the Dice (or Jaccard) loss per sample and class."""
+        errors = fp + fn if self.jaccard else 0.5 * (fp + fn)
+        return 1 - (2 * tp + self.smooth_nr) / (2 * (tp + errors) + self.smooth_dr)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
+        """Return the loss; for ``reduction="none"`` with axes of length 1 in place of the spatial ones, as in MONAI."""
+        value = super().forward(input, target)
+        return value.view(*value.shape, *[1] * (input.ndim - 2)) if self.reduction == "none" else value

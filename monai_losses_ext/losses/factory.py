@@ -1,0 +1,173 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Losses from a name, a dictionary or a file, with one-line errors for what a user may get wrong."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_losses_ext import _checks
+from monai_losses_ext.losses import LOSSES
+from monai_losses_ext.losses.base import VoxelLoss
+from monai_losses_ext.losses.compound import CompoundLoss
+
+# Not for a config: functions cannot be written in one, and a trainer needs a single number.
+NOT_IN_CONFIG = frozenset({"self", "other_act", "reduction"})
+ACTIVATION_KEYS = frozenset({"sigmoid", "softmax", "use_softmax"})
+COMPOUND_KEYS = ("type", "components")
+NOT_NEGATIVE = _checks.Limits(minimum=0)
+_CLASS_WEIGHT = " Weights of classes go into class_weight."
+
+
+def get_loss(
+    config: Mapping[str, Any] | str | Path, device: torch.device | str | None = None, **defaults: Any
+) -> nn.Module:
+    """Build a loss from its description.
+
+    Losses act on logits with a softmax over the classes and take index labels, unless the config or the defaults say
+    otherwise. Nothing in a config is ever evaluated as code.
+
+    Args:
+        config: a dictionary such as ``{"type": "tversky", "beta": 0.7}``, with or without an outer ``{"loss": ...}``; a
+            bare name, ``"tversky"``; or the path of a JSON or YAML file with such a dictionary. The keys are the
+            constructor's arguments; class weights may also be called ``class_weight``. A compound is
+            ``{"type": "compound", "components": [{"type": ..., "weight": 0.5, "name": ...}, ...]}``, where ``weight`` is
+            the component's weight and ``class_weight`` its class weights.
+        device: where the loss's buffers go.
+        defaults: arguments for every loss that takes them and whose config does not set them; ``lambda_...`` are
+            dropped. So a bundle's own flags (``sigmoid``, ``include_background``, ``batch``, ...) reach the loss that
+            replaces its own.
+
+    Returns:
+        A module called with ``(input, target)``.
+
+    Raises:
+        ValueError: one line, for an unknown type or key, a value of the wrong kind, a negative weight, no components, a
+            nested compound or a missing file; it names the place, what is allowed and the nearest name.
+
+    Example:
+        >>> get_loss({"type": "compound", "components": [{"type": "dice"}, {"type": "focal", "gamma": 1.5}]}).get_weights()
+        {'dice': 0.5, 'focal': 0.5}
+        >>> get_loss("tverskyy")
+        Traceback (most recent call last):
+        ValueError: loss: type: must be one of dice, cross_entropy, focal, tversky, focal_tversky, dice_ce, dice_focal, \
+compound; got 'tverskyy'. Did you mean 'tversky'?
+    """
+    config = read_config(config)
+    defaults = {key: value for key, value in defaults.items() if not key.startswith("lambda_")}
+    known = sorted({key for loss in LOSSES.values() for key in inspect.signature(loss).parameters})
+    for key in defaults:
+        if key not in known:
+            raise _checks.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
+    loss = _build(config, "loss", defaults)
+    return loss if device is None else loss.to(device)
+
+
+def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """Return the loss's dictionary from a dictionary, a bare name or a file; see :func:`get_loss`."""
+    if isinstance(config, (str, Path)):
+        if Path(config).suffix.lower() not in (".json", ".yaml", ".yml"):
+            return {"type": str(config)}
+        config = _read_file(Path(config))
+    if not isinstance(config, Mapping):
+        raise _checks.fail("loss", "must be a name, a dictionary or the path of a JSON or YAML file", config)
+    config = dict(config)
+    config.pop("$schema", None)
+    if set(config) == {"loss"} and isinstance(config["loss"], (Mapping, str)):
+        return read_config(config["loss"])
+    return config
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise _checks.fail("loss", "the config file must exist", str(path))
+    try:
+        if path.suffix.lower() == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
+        import yaml  # noqa: PLC0415 - only YAML files need it
+
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _checks.fail("loss", f"{path} must hold valid JSON", str(error)) from None
+    except yaml.YAMLError as error:
+        raise _checks.fail("loss", f"{path} must hold valid YAML", str(error)) from None
+
+
+def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> nn.Module:
+    if "type" not in config:
+        raise _checks.fail(where, f"needs a type, one of {', '.join(LOSSES)}", dict(config))
+    kind = _checks.one_of(f"{where}: type", config["type"], LOSSES)
+    place = f"{where}: {kind}"
+    if kind == "compound":
+        return _build_compound(config, where, defaults)
+    allowed = config_keys(LOSSES[kind])
+    arguments = {key: value for key, value in config.items() if key != "type"}
+    for key in arguments:
+        _checks.one_of(f"{place}: key", key, sorted({*allowed, "class_weight", *ACTIVATION_KEYS}))
+    if "class_weight" in arguments:
+        arguments["weight"] = arguments.pop("class_weight")
+    arguments = {key: value for key, value in defaults.items() if key in allowed} | arguments
+    activation = _activation(place, config, defaults)
+    arguments = {key: value for key, value in arguments.items() if key not in ACTIVATION_KEYS}
+    arguments |= {"use_softmax": activation["softmax"]} if "use_softmax" in allowed else activation
+    try:
+        loss = LOSSES[kind](**arguments)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}: {error}") from None
+    strict = loss.losses[0] if isinstance(loss, CompoundLoss) else loss
+    if isinstance(strict, VoxelLoss):
+        strict.strict = True
+    return loss
+
+
+def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> nn.Module:
+    for key in config:
+        _checks.one_of(f"{where}: compound: key", key, COMPOUND_KEYS)
+    components = config.get("components")
+    if not isinstance(components, list) or not components:
+        raise _checks.fail(f"{where}: compound: components", "must be a list of at least one loss", components)
+    losses, weights, names = [], [], []
+    for i, component in enumerate(components):
+        place = f"{where}: components[{i}]"
+        component = {"type": component} if isinstance(component, str) else component
+        if not isinstance(component, Mapping):
+            raise _checks.fail(place, "must be a loss's name or dictionary", component)
+        if component.get("type") == "compound":
+            raise _checks.fail(place, "compounds do not nest; list the components in one", "compound")
+        arguments = dict(component)
+        weight = arguments.pop("weight", None)
+        if isinstance(weight, list):
+            raise _checks.fail(f"{place}: weight", "must be the component's weight", weight, _CLASS_WEIGHT)
+        weights.append(weight if weight is None else _checks.number(f"{place}: weight", weight, NOT_NEGATIVE))
+        names.append(arguments.pop("name", None))
+        losses.append(_build(arguments, place, defaults))
+    given = [weight for weight in weights if weight is not None]
+    if given and len(given) < len(weights):
+        raise _checks.fail(f"{where}: compound: components", "must all have a weight, or none of them", weights)
+    return CompoundLoss(losses, given or None, names)
+
+
+def config_keys(loss_class: type[nn.Module]) -> list[str]:
+    """Return the constructor's arguments that a config may set."""
+    return [key for key in inspect.signature(loss_class).parameters if key not in NOT_IN_CONFIG]
+
+
+def _activation(where: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the activation: the config's choice, else the defaults', else softmax."""
+    chosen = {key: value for key, value in config.items() if key in ACTIVATION_KEYS}
+    chosen = chosen or {key: value for key, value in defaults.items() if key in ACTIVATION_KEYS}
+    for key, value in chosen.items():
+        if not isinstance(value, bool):
+            raise _checks.fail(f"{where}: {key}", "must be true or false", value)
+    sigmoid = chosen.get("sigmoid", False)
+    softmax = chosen.get("softmax", chosen.get("use_softmax", not sigmoid))
+    if softmax and sigmoid:
+        raise _checks.fail(where, "at most one of sigmoid and softmax may be set", "both")
+    return {"softmax": softmax, "sigmoid": sigmoid}

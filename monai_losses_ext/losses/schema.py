@@ -1,0 +1,112 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON Schema of a loss config, generated from the constructors, for editors that complete and check as one types."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from torch import Tensor, nn
+
+from monai_losses_ext import _checks
+from monai_losses_ext.losses import LOSSES
+from monai_losses_ext.losses.factory import ACTIVATION_KEYS, config_keys
+
+
+def loss_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of what :func:`monai_losses_ext.get_loss` takes."""
+    plain = [name for name in LOSSES if name != "compound"]
+    losses = {name: _loss(name, LOSSES[name]) for name in plain}
+    components = {f"{name}_component": _component(losses[name]) for name in plain}
+    compound = {
+        "type": "object",
+        "description": _summary(LOSSES["compound"]),
+        "properties": {
+            "type": {"const": "compound"},
+            "components": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"anyOf": [{"enum": plain}, *({"$ref": f"#/$defs/{name}"} for name in components)]},
+            },
+        },
+        "required": ["type", "components"],
+        "additionalProperties": False,
+    }
+    any_loss = [{"$ref": f"#/$defs/{name}"} for name in [*plain, "compound"]]
+    wrapped = {
+        "type": "object",
+        "properties": {"$schema": {"type": "string"}, "loss": {"anyOf": [{"enum": plain}, *any_loss]}},
+        "required": ["loss"],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Loss of monai_losses_ext",
+        "description": "What monai_losses_ext.get_loss takes, with or without an outer \"loss\".",
+        "anyOf": [*any_loss, wrapped],
+        "$defs": losses | components | {"compound": compound},
+    }
+
+
+def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
+    hints = get_type_hints(loss_class.__init__, include_extras=True)
+    texts = _argument_texts(loss_class)
+    properties: dict[str, Any] = {"type": {"const": name}, "$schema": {"type": "string"}}
+    for key in config_keys(loss_class):
+        default = inspect.signature(loss_class).parameters[key].default
+        properties[key] = _argument(hints[key]) | {"default": default}
+        if key in texts:
+            properties[key]["description"] = texts[key]
+    properties["class_weight"] = {**properties["weight"], "description": "Another name of weight."}
+    for key in sorted(ACTIVATION_KEYS - {"use_softmax"}):
+        properties.setdefault(key, {"type": "boolean", "description": f"Take a {key} of the input."})
+    return {
+        "type": "object",
+        "description": _summary(loss_class),
+        "properties": properties,
+        "required": ["type"],
+        "additionalProperties": False,
+    }
+
+
+def _component(loss: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the same loss within a compound, where ``weight`` is the component's own."""
+    own = {
+        "weight": {"type": "number", "minimum": 0, "description": "The component's weight in the sum."},
+        "name": {"type": "string", "description": "The component's name in logs."},
+    }
+    properties = {key: value for key, value in loss["properties"].items() if key != "$schema"}
+    return loss | {"properties": properties | own}
+
+
+def _argument(hint: Any) -> dict[str, Any]:
+    schemas = [schema for option in _checks.options(hint) if (schema := _option(option)) is not None]
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _option(option: Any) -> dict[str, Any] | None:
+    kind, limits = _checks.with_limits(option)
+    if kind is Tensor:
+        return None  # cannot be written in JSON
+    if kind is None or kind is type(None):
+        return {"type": "null"}
+    if get_origin(kind) is Literal:
+        return {"enum": list(get_args(kind))}
+    if get_origin(kind) is Sequence:
+        return {"type": "array", "items": _argument(get_args(kind)[0])}
+    return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[kind]} | limits.schema()
+
+
+def _summary(loss_class: type[nn.Module]) -> str:
+    return (inspect.getdoc(loss_class) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "")
+
+
+def _argument_texts(loss_class: type[nn.Module]) -> dict[str, str]:
+    """Return what the docstring's ``Args:`` section says of each argument."""
+    section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(loss_class) or "", re.MULTILINE | re.DOTALL)
+    entries = re.split(r"\n {4}(?=\S)", "\n" + section.group(1))[1:] if section else []
+    pairs = (entry.partition(":") for entry in entries)
+    return {name.strip(): " ".join(text.replace("``", "").split()) for name, _, text in pairs}

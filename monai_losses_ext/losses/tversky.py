@@ -1,0 +1,163 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Tversky loss and focal Tversky loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from monai_losses_ext import _checks
+from monai_losses_ext.losses.base import (
+    ClassWeights,
+    NonNegative,
+    Positive,
+    Reduction,
+    activation_of,
+    per_class,
+)
+from monai_losses_ext.losses.dice import OverlapLoss
+
+
+class TverskyLoss(OverlapLoss):
+    """Penalise false positives and false negatives by weights of their own.
+
+    ``1 - (tp + smooth_nr) / (tp + alpha fp + beta fn + smooth_dr)`` per sample and class. Raising ``beta`` alone makes
+    misses dearer, raising ``alpha`` alone false alarms; 0.5 and 0.5 is the Dice loss, 1 and 1 the Jaccard loss.
+
+    Args:
+        include_background: whether class 0 counts.
+        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        sigmoid: take a sigmoid per channel of the input.
+        softmax: take a softmax over the channels of the input.
+        other_act: a function applied to the input instead.
+        alpha: weight of false positives; one for all classes, or one per class.
+        beta: weight of false negatives; likewise.
+        reduction: ``mean`` over samples and classes, ``sum``, or ``none``.
+        smooth_nr: added to the numerator.
+        smooth_dr: added to the denominator.
+        batch: sum over the samples of a batch before the quotient.
+        soft_label: count true positives so that a perfect soft prediction costs nothing.
+        ignore_index: label of the voxels that do not count.
+        weight: one factor per class, or one for all.
+
+    Shape:
+        input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
+        ``[B, C']`` (``[C']`` with ``batch``).
+
+    Edge cases:
+        A class that neither holds costs ``1 - smooth_nr / smooth_dr``, 0 by default.
+
+    Source:
+        Salehi et al. 2017, https://arxiv.org/abs/1706.05721.
+
+    Example:
+        >>> import torch
+        >>> p, g = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 1.0]]])
+        >>> [round(TverskyLoss(alpha=0.3, beta=beta)(p, g).item(), 3) for beta in (0.3, 0.7)]  # one miss
+        [0.231, 0.412]
+    """
+
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[..., Tensor] | None = None,
+        alpha: NonNegative | Sequence[NonNegative] = 0.5,
+        beta: NonNegative | Sequence[NonNegative] = 0.5,
+        reduction: Reduction = "mean",
+        smooth_nr: NonNegative = 1e-5,
+        smooth_dr: NonNegative = 1e-5,
+        batch: bool = False,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        weight: ClassWeights = None,
+    ) -> None:
+        activation = activation_of(sigmoid, softmax, other_act)
+        _checks.check_arguments(TverskyLoss.__init__, locals())
+        super().__init__(
+            batch=batch,
+            soft_label=soft_label,
+            squared_pred=False,
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            activation=activation,
+            other_act=other_act,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+        )
+        self.register_buffer("alpha", per_class("alpha", alpha), persistent=False)
+        self.register_buffer("beta", per_class("beta", beta), persistent=False)
+        self.smooth_nr = float(smooth_nr)
+        self.smooth_dr = float(smooth_dr)
+
+    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
+        """Return the Tversky loss per sample and class."""
+        alpha = self.per_counted_class("alpha", self.alpha, num_channels)
+        beta = self.per_counted_class("beta", self.beta, num_channels)
+        return 1 - (tp + self.smooth_nr) / (tp + alpha * fp + beta * fn + self.smooth_dr)
+
+
+class FocalTverskyLoss(TverskyLoss):
+    """Penalise poorly segmented classes more than well segmented ones: the Tversky loss to the power ``1 / gamma``.
+
+    With ``gamma`` above 1 the slope grows as a class comes close to perfect, so that small, nearly found structures keep
+    their pull; ``gamma`` 1 is the Tversky loss.
+
+    Args:
+        gamma: the paper's focal parameter, above 0, in practice 1 to 3; the exponent is ``1 / gamma``.
+        alpha: weight of false positives (the paper's beta).
+        beta: weight of false negatives (the paper's alpha).
+        include_background: and all that follow, as in :class:`TverskyLoss`.
+
+    Edge cases:
+        The power has an infinite slope at a loss of 0, so a class closer to perfect than float precision counts as 0
+        with gradient 0.
+
+    Source:
+        Abraham and Khan 2018, https://arxiv.org/abs/1810.07842. Differs in averaging over the classes, not summing, and in
+        what ``alpha`` and ``beta`` stand for.
+
+    Example:
+        >>> import torch
+        >>> p, g = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 1.0]]])
+        >>> round(FocalTverskyLoss(gamma=2.0)(p, g).item() ** 2, 3) == round(TverskyLoss(alpha=0.3, beta=0.7)(p, g).item(), 3)
+        True
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[..., Tensor] | None = None,
+        alpha: NonNegative | Sequence[NonNegative] = 0.3,
+        beta: NonNegative | Sequence[NonNegative] = 0.7,
+        gamma: Positive = 4 / 3,
+        reduction: Reduction = "mean",
+        smooth_nr: NonNegative = 1e-5,
+        smooth_dr: NonNegative = 1e-5,
+        batch: bool = False,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        weight: ClassWeights = None,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        _checks.check_arguments(FocalTverskyLoss.__init__, arguments)
+        del arguments["gamma"]
+        super().__init__(**arguments)
+        self.gamma = float(gamma)
+
+    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
+        """Return the focal Tversky loss per sample and class."""
+        tversky = super().score(tp, fp, fn, num_channels)
+        return tversky.clamp_min(torch.finfo(tversky.dtype).eps) ** (1 / self.gamma)
