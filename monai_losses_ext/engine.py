@@ -43,7 +43,9 @@ def check_inputs(
 
             get_loss(loss_config)
         if checkpoint is not None and not os.path.isfile(checkpoint):
-            raise ValueError(f"ckpt_path: there are no trained weights at {checkpoint}. Train first, or give --ckpt_path.")
+            raise ValueError(
+                f"ckpt_path: there are no trained weights at {checkpoint}. Train first, or give --ckpt_path."
+            )
     except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 

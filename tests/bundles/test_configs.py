@@ -1,0 +1,169 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The configs through MONAI's own workflow class: properties, references, paths, overrides, errors."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.bundle.reference_resolver import ReferenceResolver
+
+CONFIGS = {"train": ["train"], "evaluate": ["train", "evaluate"], "inference": ["inference"]}
+
+
+def tiny() -> dict[str, Any]:
+    """Return a network that takes no time."""
+    shape = {"channels": [2, 4], "strides": [2]}
+    return {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, **shape}
+
+
+def workflow(bundle: Path, name: str = "train", **overrides: Any) -> ConfigWorkflow:
+    """Return an initialized workflow, as ``monai.bundle run`` makes one; nothing is built until it is asked for."""
+    files = [str(bundle / "configs" / f"{config}.json") for config in CONFIGS[name]]
+    kind = "infer" if name == "inference" else "train"
+    made = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)
+    made.initialize()
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_has_monais_properties(bundle: Path, dataset: Path, tmp_path: Path, name: str) -> None:
+    overrides = {"dataset_dir": str(dataset), "bundle_root": str(tmp_path), "network_def": tiny(), "is_not_rank0": True}
+    assert workflow(bundle, name, **overrides).check_properties() == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_references_resolve(bundle: Path, name: str) -> None:
+    items = workflow(bundle, name).parser.ref_resolver.items
+    references = {
+        (id, ref) for id, item in items.items() for ref in ReferenceResolver.find_refs_in_config(item.get_config(), id)
+    }
+    assert len(references) > 50
+    assert [(id, ref) for id, ref in references if ref not in items] == []
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_network_fits_the_metadata(bundle: Path, name: str) -> None:
+    configs = bundle / "configs"
+    verify_net_in_out("network_def", str(configs / "metadata.json"), str(configs / f"{name}.json"), device="cpu")
+
+
+def test_network_keeps_the_patch_shape(bundle: Path) -> None:
+    parser = workflow(bundle).parser
+    network, patch = parser.get_parsed_content("network_def"), parser.get_parsed_content("patch_size")
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, *patch)).shape == (1, 3, *patch)
+
+
+def test_inference_prepares_images_as_validation_does(bundle: Path) -> None:
+    validation = workflow(bundle).parser.get("validate#preprocessing#transforms")
+    inference = workflow(bundle, "inference").parser.get("preprocessing#transforms")
+    assert [{**step, "keys": "image"} for step in validation] == inference
+
+
+@pytest.mark.parametrize("start", ["elsewhere", "configs", "root"])
+def test_outputs_stay_in_the_bundle(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    folder = {"elsewhere": tmp_path, "configs": bundle / "configs", "root": bundle.parent}[start]
+    monkeypatch.chdir(folder)
+    relative = {"configs": "train.json", "root": f"{bundle.name}/configs/train.json"}
+    file = relative.get(start, str(bundle / "configs" / "train.json"))
+    made = ConfigWorkflow(file, workflow_type="train", logging_file=False)
+    made.initialize()
+    for name in ("bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "config_path"):
+        assert Path(made.parser.get_parsed_content(name)).is_relative_to(bundle.resolve())
+    assert made.parser.get_parsed_content("tracking_uri") == f"sqlite:///{bundle.resolve()}/output/mlruns.db"
+
+
+def test_bundle_root_is_never_guessed(bundle: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    with pytest.raises(RuntimeError, match="Failed to evaluate"):
+        parser.get_parsed_content("bundle_root")
+
+
+def test_seed_never_moves_the_split(bundle: Path, dataset: Path) -> None:
+    def held_out(**overrides: Any) -> list[str]:
+        parser = workflow(bundle, dataset_dir=str(dataset), validation_fraction=0.5, **overrides).parser
+        training, validation = (parser.get_parsed_content(f"{part}#dataset#data") for part in ("train", "validate"))
+        assert len(training) == len(validation) == 3
+        assert not {case["image"] for case in training} & {case["image"] for case in validation}
+        return [case["image"] for case in validation]
+
+    assert held_out(seed=0) == held_out(seed=1)
+    assert any(held_out() != held_out(split_seed=seed) for seed in range(1, 5))
+
+
+def test_run_names_are_unique(bundle: Path) -> None:
+    names = {workflow(bundle, name).parser.get_parsed_content("run_name") for name in ("train", "train", "evaluate")}
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_no_amp_on_the_cpu(bundle: Path, device: Any) -> None:
+    assert workflow(bundle, device=device).parser.get_parsed_content("amp") is False
+
+
+@pytest.mark.parametrize(("epochs", "handlers"), [(10, 1), (11, 2)])
+def test_last_epoch_is_validated(bundle: Path, dataset: Path, epochs: int, handlers: int) -> None:
+    overrides = {"dataset_dir": str(dataset), "network_def": tiny(), "is_not_rank0": True}
+    parser = workflow(bundle, epochs=epochs, val_interval=5, **overrides).parser
+    ids = [i for i, h in enumerate(parser.get("train#handlers")) if h["_target_"] == "ValidationHandler"]
+    made = [parser.get_parsed_content(f"train#handlers#{i}") for i in ids]
+    assert [handler.interval for handler in made if handler is not None] == [5, epochs][:handlers]
+
+
+def test_monais_tracking_flag_adds_to_the_same_run(bundle: Path, tmp_path: Path) -> None:
+    made = workflow(bundle, tracking="mlflow", output_dir=str(tmp_path))
+    for part in ("train", "validate"):
+        handlers = [h for h in made.parser.get(f"{part}#handlers") if h["_target_"] == "MLFlowHandler"]
+        assert len(handlers) == 2
+        for key in ("tracking_uri", "experiment_name", "run_name"):
+            assert handlers[0][key] == handlers[1][key] == f"@{key}"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]  # MONAI's copy of the config, and nothing else
+
+
+def error_of(bundle: Path, name: str, **overrides: Any) -> str:
+    """Return what a run prints when it refuses its input."""
+    with pytest.raises(SystemExit) as caught:
+        workflow(bundle, name, **overrides).run()
+    assert isinstance(caught.value.code, str)
+    assert "\n" not in caught.value.code
+    assert caught.value.code.startswith("error: ")
+    return caught.value.code
+
+
+def test_errors_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    absent, data = str(tmp_path / "absent"), str(dataset)
+    assert f"{bundle.resolve()}/data/Task04_Hippocampus" in error_of(bundle, "train")
+    message = error_of(bundle, "train", dataset_dir=absent)
+    assert absent in message
+    for way in ("data phantoms", "DecathlonDataset", "imagesTr"):
+        assert way in message
+    assert "'dice_ce'" in error_of(bundle, "train", dataset_dir=data, loss_config="dise_ce")
+    assert absent in error_of(bundle, "evaluate", dataset_dir=data, ckpt_path=absent)
+    assert "Train first" in error_of(bundle, "inference", dataset_dir=data)
+    weights = tmp_path / "model.pt"
+    weights.touch()
+    assert absent in error_of(bundle, "inference", dataset_dir=absent, ckpt_path=str(weights))
+
+
+def test_misspelt_option_is_refused_with_the_nearest_name(bundle: Path) -> None:
+    assert "'--epoch'. Did you mean 'epochs'?" in error_of(bundle, "train", epoch=5)
+    assert "'--ckpt_pth'. Did you mean 'ckpt_path'?" in error_of(bundle, "evaluate", ckpt_pth="x")
+
+
+def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    overlay = copy / "configs" / "mine.json"
+    overlay.write_text('{"my_rate": 0.1, "optimizer#lr": "@my_rate", "_note": "mine"}')
+    files = [str(copy / "configs" / "train.json"), str(overlay)]
+    run = ["$engine.check_inputs(@dataset_dir, @loss_config)"]
+    made = ConfigWorkflow(files, logging_file=False, dataset_dir=str(dataset), run=run, **{"network_def#dropout": 0.1})
+    made.initialize()
+    assert made.run() == [None]

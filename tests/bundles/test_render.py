@@ -1,0 +1,113 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The bundles are what the template and the rows say, byte for byte; a new task is a new row."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_losses_ext.bundlekit import check, render
+from monai_losses_ext.bundlekit.render import render_task
+from monai_losses_ext.data.tasks import TASKS, Task, get_task
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+
+
+def test_committed_bundles_are_the_rendering() -> None:
+    assert check(BUNDLES) == []
+
+
+def test_every_task_has_a_bundle_with_the_zoos_files(tmp_path: Path) -> None:
+    render(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(task.bundle for task in TASKS.values())
+    for folder in tmp_path.iterdir():
+        for name in ("configs/metadata.json", "configs/inference.json", "docs/README.md", "LICENSE", "models"):
+            assert (folder / name).exists()
+
+
+def test_check_names_the_file_with_a_changed_byte(tmp_path: Path) -> None:
+    files = render(tmp_path)
+    assert check(tmp_path) == []
+    for path in files:
+        original = path.read_bytes()
+        path.write_bytes(original.replace(b"e", b"f", 1) if original else b"\n")
+        assert check(tmp_path) == [f"{path}: differs from the template"]
+        path.unlink()
+        assert check(tmp_path) == [f"{path}: absent"]
+        path.write_bytes(original)
+
+
+def test_check_sees_line_endings(tmp_path: Path) -> None:
+    path = render(tmp_path)[0]
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert check(tmp_path) == [f"{path}: differs from the template"]
+
+
+def test_render_leaves_weights_alone(tmp_path: Path) -> None:
+    weights = tmp_path / get_task("Task04_Hippocampus").bundle / "models" / "model.pt"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    render(tmp_path)
+    assert weights.read_bytes() == b"weights"
+
+
+def made_up_task() -> Task:
+    """Return a CT task with two channels and a name that needs quoting, unlike any of the Decathlon's."""
+    base = get_task("Task04_Hippocampus")
+    network = {**base.training.network_def, "in_channels": 2, "out_channels": 4}
+    training = dataclasses.replace(base.training, network_def=network, flip_axes=(0, 2), epochs=7)
+    return dataclasses.replace(
+        base,
+        name="Task99_Knee",
+        bundle="msd_knee_ct_segmentation",
+        modality="CT",
+        channels=("soft", "hard"),
+        labels=("background", "bone", 'the "other"', "fluid"),
+        intensity={"rule": "window", "low": -100, "high": 300, "mean": 100, "std": 50},
+        training=training,
+    )
+
+
+def test_a_new_task_is_a_new_row() -> None:
+    files = render_task(made_up_task())
+    assert {name.split("/")[0] for name in files} == {"msd_knee_ct_segmentation"}
+    train, inference, metadata = (
+        json.loads(files[f"msd_knee_ct_segmentation/configs/{name}.json"])
+        for name in ("train", "inference", "metadata")
+    )
+    assert train["epochs"] == 7
+    assert train["labels"] == {"0": "background", "1": "bone", "2": 'the "other"', "3": "fluid"}
+    assert train["network_def"] == inference["network_def"] == made_up_task().training.network_def
+    flips = [step for step in train["train"]["random_transforms"] if step["_target_"] == "RandFlipd"]
+    assert [step["spatial_axis"] for step in flips] == [0, 2]
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == train["labels"]
+    assert metadata["network_data_format"]["inputs"]["image"]["num_channels"] == 2
+    assert "ippocampus" not in json.dumps([train, inference])
+
+
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_ct_window_maps_its_bounds_to_z_scores(config: str) -> None:
+    steps = find_steps(json.loads(render_task(made_up_task())[f"msd_knee_ct_segmentation/configs/{config}.json"]))
+    windows = [step for step in steps if step["_target_"] == "ScaleIntensityRanged"]
+    assert len(windows) == (2 if config == "train" else 1)  # training and validation, or inference
+    for step in windows:
+        assert (step["a_min"], step["a_max"], step["b_min"], step["b_max"]) == (-100, 300, -4.0, 4.0)
+        assert step["clip"] is True
+
+
+def find_steps(config: Any) -> list[dict[str, Any]]:
+    """Return every dictionary with a ``_target_`` inside a config."""
+    inside = config.values() if isinstance(config, dict) else config if isinstance(config, list) else []
+    found = [config] if isinstance(config, dict) and "_target_" in config else []
+    return found + [step for value in inside for step in find_steps(value)]
+
+
+def test_metadata_version_is_in_the_changelog() -> None:
+    for path in BUNDLES.glob("*/configs/metadata.json"):
+        metadata = json.loads(path.read_text())
+        assert metadata["version"] in metadata["changelog"]

@@ -1,0 +1,163 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Train, evaluate and infer through ``python -m monai.bundle run``, and look at what is on the disk afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "bundles" / "msd_hippocampus_mri_segmentation" / "configs"
+NETWORK = (
+    "{'_target_': 'UNet', 'spatial_dims': 3, 'in_channels': 1, 'out_channels': 3, 'channels': [4, 8], 'strides': [2]}"
+)
+EPOCHS = 3
+MLFLOW_PARTS = {"mlruns", "mlruns.db"}
+# Runs MONAI's command line with this package out of reach, and fails if anything of it was loaded all the same.
+MONAI_ALONE = """
+import runpy, sys
+sys.modules["monai_losses_ext"] = None
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+assert not [name for name in sys.modules if name.startswith("monai_losses_ext.")]
+"""
+
+
+def bundle_run(cwd: Path, configs: str, *options: str, python: tuple[str, ...] = ("-m", "monai.bundle")) -> str:
+    """Run a bundle as a user does; return what it printed, or raise with it."""
+    command = [sys.executable, *python, "run", "--config_file", configs, *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> SimpleNamespace:
+    """Train, evaluate and infer once, started in an empty folder, with every output under ``root``."""
+    root, cwd = tmp_path_factory.mktemp("bundle_root"), tmp_path_factory.mktemp("elsewhere")
+    before = sorted(path.name for path in REPOSITORY.iterdir())
+    common = ["--bundle_root", str(root), "--network_def", NETWORK, "--patch_size", "[16,16,16]"]
+    train, evaluate = str(CONFIGS / "train.json"), f"['{CONFIGS / 'train.json'}','{CONFIGS / 'evaluate.json'}']"
+    data = ["--dataset_dir", str(dataset)]
+    bundle_run(cwd, train, *common, *data, "--epochs", str(EPOCHS), "--val_interval", "2", "--optimizer#lr", "0.02")
+    bundle_run(cwd, evaluate, *common, *data)
+    images = ["--dataset_dir", str(dataset / "imagesTr")]
+    bundle_run(cwd, str(CONFIGS / "inference.json"), *common, *images, python=("-c", MONAI_ALONE))
+    client = MlflowClient(f"sqlite:///{root}/output/mlruns.db")
+    experiment = client.get_experiment_by_name("msd_hippocampus_mri_segmentation")
+    runs = {r.info.run_name.split("_")[0]: r for r in client.search_runs([experiment.experiment_id])}
+    new = sorted(path.name for path in REPOSITORY.iterdir() if path.name not in before)
+    return SimpleNamespace(root=root, cwd=cwd, client=client, runs=runs, new_in_repository=new)
+
+
+def history(run: SimpleNamespace, of: Run, metric: str) -> dict[int, float]:
+    """Return a metric's values by step."""
+    return {m.step: m.value for m in run.client.get_metric_history(of.info.run_id, metric)}
+
+
+def artifacts(run: SimpleNamespace, of: Run) -> set[str]:
+    """Return the names of a run's artifacts."""
+    return {entry.path for entry in run.client.list_artifacts(of.info.run_id)}
+
+
+def test_outputs_land_under_the_bundle_alone(run: SimpleNamespace) -> None:
+    assert list(run.cwd.iterdir()) == []
+    assert run.new_in_repository == []
+    assert {path.name for path in run.root.iterdir()} == {"models", "output"}
+    pictures = {"curves.png", "curves.csv", "predictions.png", "evaluation.png"}
+    tables = {"train_config.json", "evaluate_config.json", "evaluation.csv", "predictions"}
+    assert {path.name for path in (run.root / "output").iterdir()} == MLFLOW_PARTS | pictures | tables
+
+
+def test_weights_are_bare_state_dicts(run: SimpleNamespace) -> None:
+    for name in ("model.pt", "model_final.pt"):
+        weights = torch.load(run.root / "models" / name, weights_only=True)
+        assert all(isinstance(value, torch.Tensor) for value in weights.values())
+        assert any(key.startswith("model.") for key in weights)  # the UNet's own first module
+
+
+def test_training_is_one_finished_run(run: SimpleNamespace) -> None:
+    assert set(run.runs) == {"train", "evaluate"}
+    assert {r.info.status for r in run.runs.values()} == {"FINISHED"}
+    training = run.runs["train"]
+    for metric in ("loss", "lr"):
+        assert set(history(run, training, metric)) == set(range(1, EPOCHS + 1))
+    for metric in ("mean_dice", "dice_anterior", "dice_posterior"):
+        assert set(history(run, training, metric)) == {2, 3}  # the interval, and the last epoch
+    assert artifacts(run, training) == {"train_config.json", "curves.png", "predictions.png"}
+    assert artifacts(run, run.runs["evaluate"]) == {"evaluate_config.json", "evaluation.csv", "evaluation.png"}
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(run: SimpleNamespace) -> None:
+    rates = history(run, run.runs["train"], "lr")
+    assert rates[1] > rates[2] > rates[3] > 0
+    assert rates[1] < 0.02
+
+
+def test_config_is_kept_as_it_was_run(run: SimpleNamespace) -> None:
+    config = json.loads((run.root / "output" / "train_config.json").read_text())
+    assert config["epochs"] == EPOCHS
+    assert config["optimizer"]["lr"] == 0.02
+    assert config["network_def"]["channels"] == [4, 8]
+    overlaid = json.loads((run.root / "output" / "evaluate_config.json").read_text())
+    assert overlaid["validate"]["dataset"]["cache_rate"] == 0
+
+
+def test_best_weights_evaluate_to_the_best_validation_dice(run: SimpleNamespace) -> None:
+    best = max(history(run, run.runs["train"], "mean_dice").values())
+    evaluated = history(run, run.runs["evaluate"], "mean_dice")
+    assert list(evaluated.values()) == [pytest.approx(best, abs=1e-6)]
+    assert {"mean_nsd", "mean_hd95", "nsd_anterior"} <= set(run.runs["evaluate"].data.metrics)
+
+
+def test_inference_keeps_shape_and_affine(run: SimpleNamespace, dataset: Path) -> None:
+    images = sorted((dataset / "imagesTr").iterdir())
+    written = run.root / "output" / "predictions"
+    assert len(list(written.iterdir())) == len(images)
+    assert len({nib.load(path).shape for path in images}) > 1
+    for path in images:
+        image, label = nib.load(path), nib.load(written / path.name.replace(".nii.gz", "_seg.nii.gz"))
+        assert label.shape == image.shape
+        np.testing.assert_allclose(label.affine, image.affine, atol=1e-5)
+        assert label.get_data_dtype() == np.uint8
+        assert set(np.unique(label.dataobj)) <= {0, 1, 2}
+
+
+def test_report_agrees_with_the_label_files_of_inference(run: SimpleNamespace, dataset: Path) -> None:
+    """Dice by NumPy from the files: the evaluation is in native space, on the untouched label."""
+    with open(run.root / "output" / "evaluation.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["case"] != "mean"]
+    assert len(rows) == 2  # one held-out case, two classes
+    for value, row in enumerate(rows, start=1):
+        reference = np.asarray(nib.load(dataset / "labelsTr" / f"{row['case']}.nii.gz").dataobj) == value
+        name = f"{row['case']}_seg.nii.gz"
+        prediction = np.asarray(nib.load(run.root / "output" / "predictions" / name).dataobj) == value
+        dice = 2 * (reference & prediction).sum() / (reference.sum() + prediction.sum())
+        assert float(row["dice"]) == pytest.approx(dice, abs=1e-5)
+    assert any(float(row["dice"]) > 0 for row in rows)
+
+
+def test_wrong_folder_is_one_clear_line_and_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        bundle_run(tmp_path, str(CONFIGS / "train.json"), "--dataset_dir", str(tmp_path / "absent"))
+    assert caught.value.returncode == 1
+    assert "Traceback" not in caught.value.stderr + caught.value.stdout
+    lines = [line for line in caught.value.stderr.splitlines() if str(tmp_path / "absent") in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: dataset_dir")
+    assert list(tmp_path.iterdir()) == []
