@@ -200,7 +200,7 @@ def test_a_label_without_a_file_is_numbered(tmp_path: Path) -> None:
         ({"labels": ["background", "liver"]}, "labels: must map label values to names"),
         ({"labels": {"0": "background"}}, "labels: must name at least one class beside the background"),
         ({"labels": LABELS, "tolerance_mm": [1.0]}, r"tolerance_mm: must be one number, or one for each of 2 classes"),
-        ({"labels": LABELS, "tolerance_mm": -1}, "tolerance_mm: must be a number at least 0; got -1"),
+        ({"labels": LABELS, "tolerance_mm": -1}, "tolerance_mm: must be a number of at least 0; got -1"),
         ({"labels": LABELS, "metrics": ["dcie"]}, "metrics: must be one of .*; got 'dcie'. Did you mean 'dice'"),
         ({"labels": LABELS, "spacing": [1, 0, 1]}, "spacing: must be a number above 0; got 0"),
     ],

@@ -16,7 +16,15 @@ from matplotlib import image as png
 from matplotlib.colors import to_rgb
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, SpatialPadd
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    Spacingd,
+    SpatialPadd,
+)
 from torch import nn
 
 from monai_losses_ext.handlers import PredictionPicture, pictures
@@ -83,9 +91,7 @@ def test_window_and_empty_reference() -> None:
     assert middle.image.shape == (60, 60)
 
 
-def run(
-    cases: list[dict[str, str]], handlers: list[Any], prepare: Any = (), postprocessing: Any = None
-) -> SupervisedEvaluator:
+def run(cases: list[dict[str, str]], handlers: list[Any], prepare: Any = ()) -> None:
     """Evaluate with a network that gives back the image."""
     load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), *prepare])
     restore = Compose([Invertd("pred", load, orig_keys="image")]) if prepare else None
@@ -97,7 +103,6 @@ def run(
         val_handlers=handlers,
     )
     evaluator.run()
-    return evaluator
 
 
 def count_pixels(path: Path, colour: str) -> int:
@@ -139,10 +144,18 @@ def test_cases_from_worst_to_best(write_case: Callable[..., dict[str, str]], tmp
     ]
 
 
-def test_image_on_another_grid_is_read_from_its_file(write_case: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        Orientationd("image", axcodes="RPI", labels=None),  # mirrored, on a grid of the same shape
+        Compose([Orientationd("image", axcodes="SPR", labels=None), SpatialPadd("image", [20] * 3)]),
+        Spacingd("image", pixdim=[0.5, 0.5, 1.0], mode="nearest"),
+    ],
+)
+def test_image_on_another_grid(write_case: Callable[..., dict[str, str]], tmp_path: Path, prepare: Any) -> None:
     case = write_case("case", volume(5), volume(8), np.diag([-1.0, 1.0, 1.0, 1.0]))
     picture = PredictionPicture(tmp_path / "predictions.png", LABELS)
-    run([case], [picture], prepare=[Orientationd("image", axcodes="SPR", labels=None), SpatialPadd("image", [20] * 3)])
+    run([case], [picture], prepare=[prepare])
     axial = picture.cases[0].planes[0]
     np.testing.assert_array_equal(axial.image, volume(5)[:, :, 3])
     np.testing.assert_array_equal(axial.prediction[0], volume(5)[:, :, 3] == 1)
