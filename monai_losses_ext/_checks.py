@@ -106,7 +106,9 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
     for name, value in arguments.items():
         if name in hints and not any(_matches(value, option) for option in options(hints[name])):
             rule = "must be " + " or ".join(dict.fromkeys(map(_words, options(hints[name]))))
-            literals = [str(word) for option in options(hints[name]) for word in get_args(option) if _is_literal(option)]
+            literals = [
+                str(word) for option in options(hints[name]) for word in get_args(option) if _is_literal(option)
+            ]
             raise fail(f"{where}{name}", rule, value, nearest(value, literals) if isinstance(value, str) else "")
 
 

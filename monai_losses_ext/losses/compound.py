@@ -1,9 +1,11 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted sums of losses, in one pass over the volume; Dice with cross-entropy and with focal as MONAI users know them."""
+"""Weighted sums of losses, in one pass over the volume; MONAI's Dice with cross-entropy and Dice with focal loss."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -62,18 +64,20 @@ class CompoundLoss(_Loss):
             raise _checks.fail("losses", "must hold at least one loss", losses)
         for loss in losses:
             if isinstance(loss, CompoundLoss):
-                raise _checks.fail("losses", "compounds do not nest; list their components instead", type(loss).__name__)
+                raise _checks.fail(
+                    "losses", "compounds do not nest; list their components instead", type(loss).__name__
+                )
         values = [1 / len(losses)] * len(losses) if weights is None else list(weights)
-        names = [None] * len(losses) if names is None else list(names)
-        for argument, given in (("weights", values), ("names", names)):
+        wanted = [None] * len(losses) if names is None else list(names)
+        for argument, given in (("weights", values), ("names", wanted)):
             if len(given) != len(losses):
                 raise _checks.fail(argument, f"must hold one entry per loss ({len(losses)})", f"{len(given)} entries")
-        names = [str(name or default) for name, default in zip(names, _default_names(losses), strict=True)]
-        if len(set(names)) < len(names):
-            raise _checks.fail("names", "must differ from each other", names)
-        values = [_checks.number(f"weights: {name}", value, _checks.Limits(minimum=0)) for name, value in zip(names, values, strict=True)]
+        self.names = tuple(str(name or default) for name, default in zip(wanted, _default_names(losses), strict=True))
+        if len(set(self.names)) < len(losses):
+            raise _checks.fail("names", "must differ from each other", list(self.names))
+        for name, value in zip(self.names, values, strict=True):
+            _checks.number(f"weights: {name}", value, _checks.Limits(minimum=0))
         self.losses = nn.ModuleList(losses)
-        self.names = tuple(names)
         self.register_buffer("weights", torch.tensor(values, dtype=torch.float64))
         self.last_terms: dict[str, Tensor] = {}
 
@@ -268,9 +272,9 @@ def _is_voxel_map(loss: VoxelLoss) -> bool:
 def _default_names(losses: Sequence[nn.Module]) -> list[str]:
     """Name each loss after its class: ``FocalTverskyLoss`` is ``focal_tversky``, a second one ``focal_tversky_2``."""
     names: list[str] = []
+    seen: Counter[str] = Counter()
     for loss in losses:
-        words = type(loss).__name__.removesuffix("Loss")
-        base = "".join(f"_{c.lower()}" if c.isupper() and i and not words[i - 1].isupper() else c.lower() for i, c in enumerate(words))
-        count = sum(name == base or name.startswith(f"{base}_") and name[len(base) + 1 :].isdigit() for name in names)
-        names.append(base if not count else f"{base}_{count + 1}")
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(loss).__name__.removesuffix("Loss")).lower()
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
     return names

@@ -32,8 +32,8 @@ class CrossEntropyLoss(VoxelLoss):
         to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
 
     Shape:
-        input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
-        ``[B, *S]`` (softmax) and ``[B, C, *S]`` (sigmoid).
+        input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for
+        ``none`` ``[B, *S]`` (softmax) and ``[B, C, *S]`` (sigmoid).
 
     Edge cases:
         The mean over no voxel at all (all ignored) is 0, where torch gives NaN.

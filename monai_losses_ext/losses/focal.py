@@ -35,8 +35,8 @@ class FocalLoss(VoxelLoss):
         ignore_index: label of the voxels that do not count.
 
     Shape:
-        input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
-        ``[B, C', *S]``.
+        input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for
+        ``none`` ``[B, C', *S]``.
 
     Edge cases:
         Softmax over one channel raises an error: it is constant, and MONAI's loss is 0 there. Soft labels: softmax is
@@ -48,8 +48,9 @@ class FocalLoss(VoxelLoss):
     Example:
         >>> import torch
         >>> easy, hard = torch.tensor([[[4.0]]]), torch.tensor([[[-4.0]]])
-        >>> ratio = [(FocalLoss(gamma=g)(hard, easy * 0 + 1) / FocalLoss(gamma=g)(easy, easy * 0 + 1)).item() for g in (0, 2)]
-        >>> ratio[1] > 1000 * ratio[0]
+        >>> truth = torch.ones(1, 1, 1)
+        >>> hard_to_easy = [(loss(hard, truth) / loss(easy, truth)).item() for loss in (FocalLoss(gamma=0), FocalLoss())]
+        >>> hard_to_easy[1] > 1000 * hard_to_easy[0]
         True
     """
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON Schema of a loss config, generated from the constructors, for editors that complete and check as one types."""
+"""The JSON Schema of a loss config, generated from the constructors, so that editors complete and check it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loss_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Loss of monai_losses_ext",
-        "description": "What monai_losses_ext.get_loss takes, with or without an outer \"loss\".",
+        "description": 'What monai_losses_ext.get_loss takes, with or without an outer "loss".',
         "anyOf": [*any_loss, wrapped],
         "$defs": losses | components | {"compound": compound},
     }

@@ -103,14 +103,15 @@ class TverskyLoss(OverlapLoss):
         """Return the Tversky loss per sample and class."""
         alpha = self.per_counted_class("alpha", self.alpha, num_channels)
         beta = self.per_counted_class("beta", self.beta, num_channels)
+        assert alpha is not None and beta is not None  # noqa: S101, PT018
         return 1 - (tp + self.smooth_nr) / (tp + alpha * fp + beta * fn + self.smooth_dr)
 
 
 class FocalTverskyLoss(TverskyLoss):
     """Penalise poorly segmented classes more than well segmented ones: the Tversky loss to the power ``1 / gamma``.
 
-    With ``gamma`` above 1 the slope grows as a class comes close to perfect, so that small, nearly found structures keep
-    their pull; ``gamma`` 1 is the Tversky loss.
+    With ``gamma`` above 1 the slope grows as a class comes close to perfect, so that small, nearly found structures
+    keep their pull; ``gamma`` 1 is the Tversky loss.
 
     Args:
         gamma: the paper's focal parameter, above 0, in practice 1 to 3; the exponent is ``1 / gamma``.
@@ -123,13 +124,14 @@ class FocalTverskyLoss(TverskyLoss):
         with gradient 0.
 
     Source:
-        Abraham and Khan 2018, https://arxiv.org/abs/1810.07842. Differs in averaging over the classes, not summing, and in
-        what ``alpha`` and ``beta`` stand for.
+        Abraham and Khan 2018, https://arxiv.org/abs/1810.07842. Differs in averaging over the classes, not summing, and
+        in what ``alpha`` and ``beta`` stand for.
 
     Example:
         >>> import torch
         >>> p, g = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 1.0]]])
-        >>> round(FocalTverskyLoss(gamma=2.0)(p, g).item() ** 2, 3) == round(TverskyLoss(alpha=0.3, beta=0.7)(p, g).item(), 3)
+        >>> plain, focal = TverskyLoss(alpha=0.3, beta=0.7)(p, g), FocalTverskyLoss(gamma=2.0)(p, g)
+        >>> torch.allclose(focal**2, plain)
         True
     """
 

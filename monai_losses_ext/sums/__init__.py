@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over the volume gives the sums per sample and class that every loss is made of; one pass gives the gradient."""
+"""One pass over the volume gives the sums that every loss is made of; one more pass gives the gradient."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ class _Softmax:
     def logp_of_target(self) -> Tensor:
         """Return the log-probabilities that a term ``g f(log p)`` needs.
 
-        For a one-hot target these are each voxel's own, ``[1, N]``, so that ``f`` is taken once per voxel; otherwise all.
+        For a one-hot target these are each voxel's own, ``[1, N]``, so that ``f`` is taken once per voxel; otherwise
+        all.
         """
         if not self.chunk.is_one_hot:
             return self.logp()
@@ -248,7 +249,8 @@ def _focal_slope(logp: Tensor, gamma: float) -> Tensor:
 def _sigmoid_focal_slope(chunk: Chunk, p: Tensor, gamma: float) -> Tensor:
     """Return the derivative of :func:`terms.sigmoid_focal` with respect to the logits.
 
-    ``f = exp(gamma s) b`` with ``s = log sigmoid(-x u)`` and ``u = 2g - 1``, so ``f' = exp(gamma s) (b' + gamma s' b)``.
+    ``f = exp(gamma s) b`` with ``s = log sigmoid(-x u)`` and ``u = 2g - 1``, so
+    ``f' = exp(gamma s) (b' + gamma s' b)``.
     """
     logits, target = chunk.logits, chunk.target
     u = 2 * target - 1

@@ -47,10 +47,8 @@ def forward(
     num_samples, num_classes = logits.shape[:2]
     sums = torch.zeros(len(terms), num_samples, num_classes, dtype=torch.float64, device=logits.device)
     for b, _, chunk in _chunks(logits, target, distance, activation, ignore_index, check_labels=True):
-        if activation == "softmax":
-            values = softmax_sums(chunk, terms)
-        else:
-            values = elementwise_sums(chunk, terms, activation)
+        is_softmax = activation == "softmax"
+        values = softmax_sums(chunk, terms) if is_softmax else elementwise_sums(chunk, terms, activation)
         for i, term in enumerate(terms):
             sums[i, b] += values[term]
     return sums.to(_accumulation_dtype(logits))
@@ -67,9 +65,8 @@ def backward(
 ) -> Tensor:
     """Compute the gradient with respect to the logits, in their dtype and memory layout.
 
-    Args:
-        grad_sums: ``[len(terms), B, C]``, the loss's derivative with respect to each sum.
-        logits: and all that follow, as given to :func:`forward`.
+    ``grad_sums``, ``[len(terms), B, C]``, is the loss's derivative with respect to each sum; the other arguments are
+    those that :func:`forward` had.
     """
     grad = _empty_gradient(logits)
     flat_grad = grad.view(*grad.shape[:2], -1) if _flattens(logits, target, distance) else grad

@@ -94,7 +94,9 @@ def _check_tensors(input: Tensor, target: Tensor, distance: Tensor | None) -> No
     if input.ndim < 3:
         raise _checks.ShapeError(f"input: must be [B, C, *S] with at least one spatial axis; got {list(input.shape)}.")
     if target.requires_grad:
-        raise _checks.fail("target", "must not require a gradient (none is computed for it); detach it", "requires_grad")
+        raise _checks.fail(
+            "target", "must not require a gradient (none is computed for it); detach it", "requires_grad"
+        )
     if target.is_complex():
         raise _checks.fail("target", "must be real", target.dtype)
     if distance is not None and distance.shape != input.shape:
