@@ -19,6 +19,7 @@ from monai.bundle import ConfigWorkflow
 
 from monai_losses_ext._checks import fail, nearest
 from monai_losses_ext.data.dataset import read_cases
+from monai_losses_ext.losses.factory import get_loss
 
 
 def check_inputs(
@@ -39,8 +40,6 @@ def check_inputs(
         check_names()
         read_cases(dataset_dir)
         if loss_config is not None:
-            from monai_losses_ext import get_loss
-
             get_loss(loss_config)
         if checkpoint is not None and not os.path.isfile(checkpoint):
             raise ValueError(
