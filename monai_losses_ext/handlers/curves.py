@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,7 +79,7 @@ def write_table(history: History, path: Path) -> None:
         writer = csv.DictWriter(file, ["epoch", *names])
         writer.writeheader()
         writer.writerows({"epoch": epoch, **history[epoch]} for epoch in sorted(history))
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 def draw_curves(history: History, path: Path) -> None:

@@ -15,6 +15,7 @@ from monai.engines import IterationEvents, SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from torch import nn
 
+from monai_losses_ext import get_loss
 from monai_losses_ext.handlers import LossTracker
 
 EPOCHS = 3
@@ -124,6 +125,30 @@ def test_any_loss_and_several_parameter_groups() -> None:
         "lr": 0.1,
         "lr_1": 0.01,
     }
+
+
+def test_terms_and_weights_of_the_compound_loss() -> None:
+    case = Case(
+        loss=get_loss(
+            {"type": "compound", "components": [{"type": "dice", "weight": 1.0}, {"type": "focal", "weight": 3.0}]}
+        )
+    )
+    case.network = nn.Conv1d(1, 2, 1)
+    case.loader = [{"image": torch.randn(2, 1, 5), "label": torch.ones(2, 1, 5)}]
+    trainer = SupervisedTrainer(
+        torch.device("cpu"),
+        1,
+        case.loader,
+        case.network,
+        case.optimizer,
+        case.loss,
+        train_handlers=[LossTracker(case.loss, case.optimizer)],
+    )
+    trainer.run()
+    metrics = trainer.state.metrics
+    assert set(metrics) == {"loss", "loss_dice", "loss_focal", "weight_dice", "weight_focal", "lr"}
+    weighted = sum(metrics[f"weight_{name}"] * metrics[f"loss_{name}"] for name in ("dice", "focal"))
+    assert metrics["loss"] == pytest.approx(weighted)
 
 
 def test_an_epoch_of_unknown_length_is_written_at_its_end() -> None:
