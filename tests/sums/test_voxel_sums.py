@@ -1,0 +1,220 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The backends against the definition, the definition against loops, and what must hold whatever the backend."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import oracles
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_losses_ext.sums import chunked, voxel_sums
+
+PLAIN = ["tp", "pred", "pred_sq", "ref", "ref_sq", "abs_diff", "count", "surface", "surface_min"]
+LOGS = ["ce", "logp", "focal:2.0", "focal:0.5", "focal:0.0"]
+SIGMOID = ["ce_neg", "focal_neg:2.0", "focal_neg:0.5"]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}
+SHAPES = [(7,), (5, 6), (3, 4, 5)]
+
+
+def terms_of(activation):
+    return PLAIN + (LOGS if activation != "none" else []) + (SIGMOID if activation == "sigmoid" else [])
+
+
+def problem(activation, kind, ignore, num_classes, shape, dtype=torch.float64):
+    x = torch.randn(2, num_classes, *shape, dtype=torch.float64)
+    x = (x.sigmoid() if activation == "none" else x).to(dtype)
+    labels = torch.randint(0, max(num_classes, 2), (2, *shape))
+    target = labels.clone()
+    if kind == "index" and ignore == 255:
+        target[torch.rand(target.shape) < 0.2] = 255
+    elif kind == "one_hot":
+        target = torch.stack([labels == (c if num_classes > 1 else 1) for c in range(num_classes)], 1)
+    elif kind == "soft":
+        target = torch.rand(2, num_classes, *shape)
+    return x, target, torch.randn(x.shape)
+
+
+def value_and_gradient(x, target, phi, activation, ignore, backend):
+    x = x.detach().clone().requires_grad_()
+    sums = voxel_sums(x, target, terms_of(activation), activation, ignore, phi, backend)
+    generator = torch.Generator().manual_seed(1)
+    weights = {term: torch.randn(value.shape, generator=generator) for term, value in sums.items()}
+    (gradient,) = torch.autograd.grad(sum((value * weights[term]).sum() for term, value in sums.items()), x)
+    return sums, gradient
+
+
+CASES = [
+    case
+    for case in product(("softmax", "sigmoid", "none"), ("index", "one_hot", "soft"), (None, 1, 255), (1, 2, 4), SHAPES)
+    if case[3] > 1 or (case[1] != "index" and case[0] != "softmax")
+]
+
+
+@pytest.mark.parametrize(("activation", "kind", "ignore", "num_classes", "shape"), CASES)
+def test_chunks_equal_the_definition(monkeypatch, activation, kind, ignore, num_classes, shape):
+    monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", 13)  # many chunks, the last one shorter
+    data = problem(activation, kind, ignore, num_classes, shape)
+    sums, gradient = value_and_gradient(*data, activation, ignore, "chunked")
+    expected, expected_gradient = value_and_gradient(*data, activation, ignore, "reference")
+    for term in sums:
+        torch.testing.assert_close(sums[term], expected[term], rtol=1e-10, atol=1e-10, msg=term)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["index", "soft"])
+def test_lower_precision_against_float64(dtype, activation, kind):
+    x, target, phi = problem(activation, kind, None, 3, (9, 8, 7), dtype)
+    sums, gradient = value_and_gradient(x, target, phi, activation, None, "chunked")
+    expected, expected_gradient = value_and_gradient(x.double(), target, phi, activation, None, "reference")
+    tolerance = TOLERANCE[dtype]
+    for term, value in sums.items():
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(value.double(), expected[term], rtol=tolerance, atol=10 * tolerance, msg=term)
+    assert gradient.dtype == dtype
+    rounding = 0 if dtype == torch.float64 else torch.finfo(dtype).eps
+    error = (gradient.double() - expected_gradient).norm() / expected_gradient.norm()
+    assert error < max(tolerance, rounding)
+
+
+def test_definition_against_loops():
+    x = torch.randn(1, 3, 6, dtype=torch.float64)
+    labels = torch.tensor([[0, 2, 1, 1, 0, 2]])
+    sums = voxel_sums(x, labels, ["tp", "pred", "ref", "ce", "focal:2.0"], backend="reference")
+    p = oracles.probabilities(x.tolist(), "softmax")[0]
+    for c in range(3):
+        g = [float(label == c) for label in labels[0]]
+        ones = [1.0] * 6
+        tp, fp, fn = oracles.overlap(p[c], g, ones)
+        assert sums["tp"][0, c].item() == pytest.approx(tp, abs=1e-12)
+        assert (sums["pred"] - sums["tp"])[0, c].item() == pytest.approx(fp, abs=1e-12)
+        assert (sums["ref"] - sums["tp"])[0, c].item() == pytest.approx(fn, abs=1e-12)
+        assert sums["ce"][0, c].item() == pytest.approx(oracles.focal_softmax(p[c], g, ones, 0.0), abs=1e-12)
+        assert sums["focal:2.0"][0, c].item() == pytest.approx(oracles.focal_softmax(p[c], g, ones, 2.0), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["index", "dense"])
+def test_a_large_volume_is_exact(kind):
+    p, side = 0.1, 128
+    logits = torch.zeros(1, 2, side, side, side)
+    logits[:, 1] = math.log(p / (1 - p))
+    target = torch.ones(1, 1, side, side, side, dtype=torch.uint8)
+    target = target if kind == "index" else torch.cat([1 - target, target], 1)
+    sums = voxel_sums(logits, target, ["tp", "pred", "ce", "ref"])
+    number = side**3
+    assert sums["tp"][0, 1].item() == pytest.approx(p * number, rel=1e-6)
+    assert sums["pred"][0].tolist() == pytest.approx([(1 - p) * number, p * number], rel=1e-6)
+    assert sums["ce"][0, 1].item() == pytest.approx(-math.log(p) * number, rel=1e-6)
+    assert sums["ref"][0].tolist() == [0, number]
+
+
+def test_gradcheck_for_every_term():
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    labels, phi = torch.randint(0, 3, (2, 4)), torch.randn(2, 3, 4, dtype=torch.float64)
+    for activation in ("softmax", "sigmoid"):
+        terms = terms_of(activation)
+        assert torch.autograd.gradcheck(lambda x: tuple(voxel_sums(x, labels, terms, activation, None, phi).values()), x)
+
+
+@pytest.mark.parametrize("target_kind", ["index", "dense"])
+def test_layouts_give_the_same_numbers(target_kind):
+    x = torch.randn(2, 3, 6, 5, 4)
+    labels = torch.randint(0, 3, (2, 6, 5, 4))
+    target = labels if target_kind == "index" else torch.stack([labels == c for c in range(3)], 1).float()
+    expected, gradient = value_and_gradient(x, target, x, "softmax", None, "chunked")
+    wide = torch.zeros(2, 3, 6, 5, 8)
+    wide[..., ::2] = x
+    layouts = [x.to(memory_format=torch.channels_last_3d), wide[..., ::2], MetaTensor(x)]
+    for layout in layouts:
+        sums, other = value_and_gradient(layout, target, x, "softmax", None, "chunked")
+        for term, value in sums.items():
+            assert type(value) is torch.Tensor
+            torch.testing.assert_close(value, expected[term], rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(torch.as_tensor(other), gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_expanded_logits_get_a_gradient():
+    row = torch.randn(1, 3, 1, 5, requires_grad=True)
+    voxel_sums(row.expand(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5)), ["ce"])["ce"].sum().backward()
+    assert row.grad is not None and row.grad.abs().sum() > 0
+
+
+def test_ignored_voxels_may_hold_anything():
+    x, labels = torch.randn(1, 3, 8), torch.tensor([[0, 1, 2, 255, 1, 255, 0, 2]])
+    broken = x.clone()
+    broken[..., labels[0] == 255] = torch.tensor([float("nan"), float("inf")])
+    expected, gradient = value_and_gradient(x, labels, x, "softmax", 255, "chunked")
+    sums, other = value_and_gradient(broken, labels, x, "softmax", 255, "chunked")
+    assert all(torch.equal(sums[term], expected[term]) for term in sums)
+    assert torch.equal(gradient, other)
+    assert not gradient[..., labels[0] == 255].any()
+
+
+def test_the_same_bits_every_time_and_under_autocast():
+    x, target, phi = problem("softmax", "index", None, 3, (20, 20, 20), torch.float32)
+    first = value_and_gradient(x, target, phi, "softmax", None, "chunked")
+    with torch.autocast("cpu", torch.bfloat16):
+        second = value_and_gradient(x, target, phi, "softmax", None, "chunked")
+    assert all(torch.equal(first[0][term], second[0][term]) for term in first[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_the_input_is_left_alone_and_may_be_used_twice():
+    x, target, _ = problem("softmax", "index", None, 3, (6, 6), torch.float32)
+    before, x = x.clone(), x.requires_grad_()
+    (voxel_sums(x, target, ["tp"])["tp"].sum() + voxel_sums(x, target, ["tp"])["tp"].sum()).backward()
+    assert torch.equal(x.detach(), before)
+    once = x.detach().clone().requires_grad_()
+    voxel_sums(once, target, ["tp"])["tp"].sum().backward()
+    torch.testing.assert_close(x.grad, 2 * once.grad)
+
+
+def test_extreme_logits_stay_finite():
+    x = torch.tensor([[[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]]], requires_grad=True)
+    sums = voxel_sums(x, torch.tensor([[1, 1, 0]]), ["tp", "pred", "ce", "focal:0.5", "focal:2.0"])
+    sum(value.sum() for value in sums.values()).backward()
+    assert all(torch.isfinite(value).all() for value in sums.values())
+    assert torch.isfinite(x.grad).all()
+    assert sums["ce"][0, 1].item() == pytest.approx(2e4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([[0, 3, 7]]), r"target: index labels must lie in 0\.\.2 .* got \[3, 7\]\."),
+        (torch.tensor([[0, -1, 1]]), r"got \[-1\]\. A label that should not count goes into ignore_index\."),
+        (torch.tensor([[0.0, 0.5, 1.0]]), r"must be whole numbers; got 0\.5\. Were labels resampled"),
+        (torch.tensor([[0, 1]]), r"target: must be \[B, \*S\].*input's shape \[1, 3, 3\]; got \[1, 1, 2\]\."),
+    ],
+)
+def test_a_wrong_target_is_named_in_one_line(labels, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        voxel_sums(torch.zeros(1, 3, 3), labels, ["tp"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"terms_": ["tpp"]}, "Did you mean 'tp'"),
+        ({"terms_": ["ce_neg"]}, "sigmoid only"),
+        ({"terms_": ["ce"], "activation": "none"}, "needs logits"),
+        ({"terms_": ["surface"]}, "needs a signed distance map"),
+        ({"terms_": ["tp"], "activation": "softmx"}, "Did you mean 'softmax'"),
+        ({"terms_": ["tp"], "backend": "cuda"}, "backend: must be one of"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        voxel_sums(torch.zeros(1, 3, 3), torch.zeros(1, 3, dtype=torch.long), **arguments)
+
+
+def test_a_target_that_requires_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="must not require a gradient"):
+        voxel_sums(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, requires_grad=True), ["tp"])
