@@ -1,0 +1,94 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_losses_ext.benchmark``: measure speed and memory into a JSON, write the docs' tables from it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
+from monai_losses_ext.benchmark.memory import measure_memory
+from monai_losses_ext.benchmark.report import write_tables
+from monai_losses_ext.benchmark.speed import measure_speed
+
+# Memory is measured where the losses differ in kind, and at the size that matters least to noise.
+MEMORY_CASES = [(loss, shape) for loss in ("dice", "dice_ce", "dice_focal_ce") for shape in ("2x3x96^3", "2x14x96^3")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one suite and return the exit status."""
+    arguments = _parser().parse_args(argv)
+    if arguments.suite == "report":
+        write_tables(arguments.out, arguments.docs)
+        return 0
+    torch.set_num_threads(arguments.threads)
+    cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
+    result: dict[str, Any] = {"about": _about(arguments), "speed": [], "memory": []}
+    for loss, shape in tqdm(cases, desc="speed"):
+        result["speed"].append(measure_speed(loss, shape, arguments.repeats, arguments.seed))
+    for loss, shape in tqdm(
+        [case for case in MEMORY_CASES if case in cases and not arguments.no_memory], desc="memory"
+    ):
+        result["memory"].append(measure_memory(loss, shape, arguments.seed))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(arguments.out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
+    parser.add_argument("suite", choices=["speed", "report"], help="measure, or write the docs' tables from the JSON")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="default: all")
+    parser.add_argument("--losses", nargs="+", default=list(loss_pairs()), choices=loss_pairs(), help="default: all")
+    parser.add_argument("--no-memory", action="store_true", help="measure times only")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/benchmarks/speed--cpu.json"), help="default: %(default)s"
+    )
+    parser.add_argument("--docs", type=Path, default=Path("docs/training/performance.md"), help="default: %(default)s")
+    return parser
+
+
+def _about(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a reader needs to judge the numbers."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True)  # noqa: S607
+    models = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": head.stdout.strip(),
+        "command": "python -m monai_losses_ext.benchmark " + " ".join(sys.argv[1:]),
+        "device": "cpu",
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": arguments.threads,
+        "load_average": round(os.getloadavg()[0], 2),
+        "seed": arguments.seed,
+        "huge_pages_for_tensors": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "monai", "numpy")},
+    }
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: losses as their users call them, and shapes as they train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import monai.losses as theirs
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+import monai_losses_ext as ours
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+SHAPES: dict[str, tuple[int, ...]] = {
+    "2x3x96^3": (2, 3, 96, 96, 96),
+    "2x3x128^3": (2, 3, 128, 128, 128),
+    "2x14x96^3": (2, 14, 96, 96, 96),
+    "16x2x512^2": (16, 2, 512, 512),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A loss of ours and what a user would otherwise run: MONAI's, torch's, or None.
+
+    ``same`` says that both compute the same number, which is then checked before anything is timed.
+    """
+
+    ours: LossFunction
+    baseline: LossFunction
+    baseline_name: str
+    same: bool = True
+
+
+def _index_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels[:, 0])
+
+
+def loss_pairs() -> dict[str, Pair]:
+    """Return the losses by name, built as a training would build them: softmax, index labels."""
+    flags = {"softmax": True, "to_onehot_y": True}
+    focal = ours.FocalLoss(use_softmax=True)
+    compound = ours.CompoundLoss([ours.DiceLoss(softmax=True), focal, ours.CrossEntropyLoss()], [1.0, 1.0, 1.0])
+    their_dice_focal = _Sum(theirs.DiceLoss(**flags), theirs.FocalLoss(use_softmax=True, to_onehot_y=True))
+    their_compound = _Sum(*their_dice_focal.parts, _index_cross_entropy)
+    return {
+        "dice": Pair(ours.DiceLoss(softmax=True), theirs.DiceLoss(**flags), "MONAI DiceLoss"),
+        "tversky": Pair(ours.TverskyLoss(softmax=True), theirs.TverskyLoss(**flags), "MONAI TverskyLoss"),
+        "cross_entropy": Pair(ours.CrossEntropyLoss(), _index_cross_entropy, "torch cross_entropy"),
+        "focal": Pair(focal, theirs.FocalLoss(use_softmax=True, to_onehot_y=True), "MONAI FocalLoss"),
+        "dice_ce": Pair(ours.DiceCELoss(softmax=True), theirs.DiceCELoss(**flags), "MONAI DiceCELoss"),
+        # MONAI's own DiceFocalLoss takes a sigmoid here, so the right number is the sum of its two losses.
+        "dice_focal": Pair(ours.DiceFocalLoss(softmax=True), their_dice_focal, "MONAI DiceLoss + FocalLoss"),
+        "dice_focal_ce": Pair(compound, their_compound, "MONAI DiceLoss + FocalLoss + torch cross_entropy"),
+        "floor": Pair(_read_and_write, _read_and_write, "one read of the logits, one write of a gradient"),
+    }
+
+
+class _Sum:
+    """The sum of several losses, each with its own pass."""
+
+    def __init__(self, *parts: LossFunction) -> None:
+        self.parts = parts
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        total = self.parts[0](logits, labels)
+        for part in self.parts[1:]:
+            total = total + part(logits, labels)
+        return total
+
+
+def _read_and_write(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the logits: its forward and backward are the least that any loss does."""
+    return logits.sum()
+
+
+def make_batch(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Return random logits ``[B, C, *S]`` that require a gradient, and blob-like index labels ``[B, 1, *S]``."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(shape, generator=generator)
+    coarse = torch.randint(0, 4 * shape[1], (shape[0], 1, *[n // 8 for n in shape[2:]]), generator=generator)
+    coarse = torch.where(coarse < shape[1], coarse, 0)  # most of a medical image is background
+    labels = F.interpolate(coarse.float(), size=shape[2:], mode="nearest").long()
+    return logits.to(dtype).requires_grad_(), labels

@@ -1,0 +1,79 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Time forward and backward, ours and the baseline in turn within one process, after checking that they agree."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_losses_ext.benchmark.cases import SHAPES, LossFunction, Pair, loss_pairs, make_batch
+
+PARITY = 1e-5  # largest allowed relative difference of values and of gradients (norm), float32
+
+
+def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, Any]:
+    """Return the times of one case in milliseconds, and the ratios to the baseline, round by round.
+
+    Args:
+        loss: a key of :func:`cases.loss_pairs`.
+        shape: a key of :data:`cases.SHAPES`.
+        repeats: counted rounds, after two that are not.
+        seed: of the batch.
+    """
+    pair = loss_pairs()[loss]
+    logits, labels = make_batch(SHAPES[shape], seed)
+    _check_parity(pair, logits, labels)
+    rounds: dict[str, list[tuple[float, float]]] = {"ours": [], "baseline": []}
+    for _ in range(2 + repeats):
+        for side, function in (("ours", pair.ours), ("baseline", pair.baseline)):
+            rounds[side].append(_time_once(function, logits, labels))
+    counted = {side: times[2:] for side, times in rounds.items()}
+    ratios = [sum(a) / sum(b) for a, b in zip(counted["ours"], counted["baseline"], strict=True)]
+    return {
+        "loss": loss,
+        "shape": shape,
+        "baseline": pair.baseline_name,
+        "repeats": repeats,
+        "ours_ms": _summary(counted["ours"]),
+        "baseline_ms": _summary(counted["baseline"]),
+        "ratio": _quantiles(ratios),
+    }
+
+
+def _check_parity(pair: Pair, logits: Tensor, labels: Tensor) -> None:
+    results = []
+    for function in (pair.ours, pair.baseline):
+        value = function(logits, labels)
+        (gradient,) = torch.autograd.grad(value, logits)
+        results.append((value.item(), gradient))
+    (value, gradient), (expected, expected_gradient) = results
+    off = max(abs(value / expected - 1), ((gradient - expected_gradient).norm() / expected_gradient.norm()).item())
+    if not off < PARITY:
+        raise RuntimeError(
+            f"speed: ours and {pair.baseline_name} must agree before they are timed; they differ by {off:.1e}."
+        )
+
+
+def _time_once(function: LossFunction, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    logits.grad = None
+    start = time.perf_counter()
+    value = function(logits, labels)
+    middle = time.perf_counter()
+    value.backward()
+    return 1e3 * (middle - start), 1e3 * (time.perf_counter() - middle)
+
+
+def _summary(times: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
+    forward, backward = zip(*times, strict=True)
+    both = [sum(pair) for pair in times]
+    return {"forward": _quantiles(forward), "backward": _quantiles(backward), "both": _quantiles(both)}
+
+
+def _quantiles(values: Any) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return {"p20": round(cuts[1], 3), "median": round(statistics.median(values), 3), "p80": round(cuts[7], 3)}
