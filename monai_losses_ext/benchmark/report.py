@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ def with_tables(text: str, result: dict[str, Any]) -> str:
         ValueError: where a mark is missing.
     """
     for name, table in (("speed", _speed_table(result)), ("memory", _memory_table(result))):
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"docs: must hold the marks <!-- {name} --> and <!-- /{name} -->; got neither.")
-        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
+        start, end = text.find(f"<!-- {name} -->\n"), text.find(f"<!-- /{name} -->")
+        if not 0 <= start < end:
+            raise ValueError(f"docs: must hold the marks <!-- {name} --> and <!-- /{name} -->; got neither or one.")
+        text = f"{text[:start]}<!-- {name} -->\n{table}{text[end:]}"
     return text
 
 

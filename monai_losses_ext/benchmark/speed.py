@@ -51,8 +51,8 @@ def _check_parity(pair: Pair, logits: Tensor, labels: Tensor) -> None:
         value = function(logits, labels)
         (gradient,) = torch.autograd.grad(value, logits)
         results.append((value.item(), gradient))
-    (value, gradient), (expected, expected_gradient) = results
-    off = max(abs(value / expected - 1), ((gradient - expected_gradient).norm() / expected_gradient.norm()).item())
+    (mine, gradient), (expected, expected_gradient) = results
+    off = max(abs(mine / expected - 1), ((gradient - expected_gradient).norm() / expected_gradient.norm()).item())
     if not off < PARITY:
         raise RuntimeError(
             f"speed: ours and {pair.baseline_name} must agree before they are timed; they differ by {off:.1e}."

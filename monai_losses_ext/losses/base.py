@@ -78,6 +78,10 @@ class VoxelLoss(_Loss):
             is_index: whether the target held index labels.
         """
 
+    def shaped(self, value: Tensor, ndim: int) -> Tensor:
+        """Return the loss in the shape that MONAI's class gives it, for an input of ``ndim`` axes."""
+        return value
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of a batch.
 
@@ -135,7 +139,7 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Tensor) -> 
         sums = voxel_sums(x, target, terms, activation, ignore_index, backend=backend)
         is_index = with_channel_axis(x, target).shape[1] < num_channels
         for i in members:
-            values[i] = losses[i].formula(sums, is_index)
+            values[i] = losses[i].shaped(losses[i].formula(sums, is_index), input.ndim)
     return [values[i] for i in range(len(losses))]
 
 
@@ -155,10 +159,10 @@ def activation_of(sigmoid: bool, softmax: bool, other_act: Any) -> str:
 
 
 def per_class(argument: str, values: float | Sequence[float] | Tensor | None) -> Tensor | None:
-    """Return per-class values as a float tensor, ``[C]`` or ``[]``, None as it is."""
+    """Return per-class values as a tensor, ``[C]`` or ``[]``, None as it is; float64, so that 0.3 stays 0.3 there."""
     if values is None:
         return None
-    tensor = torch.as_tensor(values, dtype=torch.float32).detach().clone()
+    tensor = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     if tensor.ndim > 1 or (tensor < 0).any():
         raise _checks.fail(argument, "must be one number per class, none of them negative", tensor.tolist())
     return tensor

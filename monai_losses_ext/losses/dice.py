@@ -135,7 +135,6 @@ class DiceLoss(OverlapLoss):
         errors = fp + fn if self.jaccard else 0.5 * (fp + fn)
         return 1 - (2 * tp + self.smooth_nr) / (2 * (tp + errors) + self.smooth_dr)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
+    def shaped(self, value: Tensor, ndim: int) -> Tensor:
         """Return the loss; for ``reduction="none"`` with axes of length 1 in place of the spatial ones, as in MONAI."""
-        value = super().forward(input, target)
-        return value.view(*value.shape, *[1] * (input.ndim - 2)) if self.reduction == "none" else value
+        return value.view(*value.shape, *[1] * (ndim - 2)) if self.reduction == "none" else value

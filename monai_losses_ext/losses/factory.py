@@ -22,6 +22,7 @@ from monai_losses_ext.losses.compound import CompoundLoss
 NOT_IN_CONFIG = frozenset({"self", "other_act", "reduction"})
 ACTIVATION_KEYS = frozenset({"sigmoid", "softmax", "use_softmax"})
 COMPOUND_KEYS = ("type", "components")
+COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
 NOT_NEGATIVE = _checks.Limits(minimum=0)
 _CLASS_WEIGHT = " Weights of classes go into class_weight."
 
@@ -139,8 +140,8 @@ def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str
         component = {"type": component} if isinstance(component, str) else component
         if not isinstance(component, Mapping):
             raise _checks.fail(place, "must be a loss's name or dictionary", component)
-        if component.get("type") == "compound":
-            raise _checks.fail(place, "compounds do not nest; list the components in one", "compound")
+        if component.get("type") in COMPOUNDS:
+            raise _checks.fail(place, "compounds do not nest; list the single losses instead", component["type"])
         arguments = dict(component)
         weight = arguments.pop("weight", None)
         if isinstance(weight, list):

@@ -49,7 +49,8 @@ class FocalLoss(VoxelLoss):
         >>> import torch
         >>> easy, hard = torch.tensor([[[4.0]]]), torch.tensor([[[-4.0]]])
         >>> truth = torch.ones(1, 1, 1)
-        >>> hard_to_easy = [(loss(hard, truth) / loss(easy, truth)).item() for loss in (FocalLoss(gamma=0), FocalLoss())]
+        >>> losses = FocalLoss(gamma=0), FocalLoss(gamma=2)
+        >>> hard_to_easy = [(loss(hard, truth) / loss(easy, truth)).item() for loss in losses]
         >>> hard_to_easy[1] > 1000 * hard_to_easy[0]
         True
     """

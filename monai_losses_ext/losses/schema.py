@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from monai_losses_ext import _checks
 from monai_losses_ext.losses import LOSSES
-from monai_losses_ext.losses.factory import ACTIVATION_KEYS, config_keys
+from monai_losses_ext.losses.factory import ACTIVATION_KEYS, COMPOUNDS, config_keys
 
 
 def loss_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of what :func:`monai_losses_ext.get_loss` takes."""
     plain = [name for name in LOSSES if name != "compound"]
     losses = {name: _loss(name, LOSSES[name]) for name in plain}
-    components = {f"{name}_component": _component(losses[name]) for name in plain}
+    single = [name for name in plain if name not in COMPOUNDS]
+    components = {f"{name}_component": _component(losses[name]) for name in single}
     compound = {
         "type": "object",
         "description": _summary(LOSSES["compound"]),
@@ -29,7 +30,7 @@ def loss_schema() -> dict[str, Any]:
             "components": {
                 "type": "array",
                 "minItems": 1,
-                "items": {"anyOf": [{"enum": plain}, *({"$ref": f"#/$defs/{name}"} for name in components)]},
+                "items": {"anyOf": [{"enum": single}, *({"$ref": f"#/$defs/{name}"} for name in components)]},
             },
         },
         "required": ["type", "components"],

@@ -1,0 +1,113 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Configs: what builds, what is refused and how it is said, and the schema that editors use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+import monai_losses_ext as ours
+from monai_losses_ext import get_loss
+from monai_losses_ext.losses.schema import loss_schema
+
+SCHEMA = Path(__file__).parents[2] / "configs" / "loss.schema.json"
+VALID = [
+    {"type": "tversky", "alpha": 0.3, "beta": [0.5, 0.7, 0.9], "include_background": False},
+    {"loss": {"type": "dice", "class_weight": [1, 2, 3], "sigmoid": True}},
+    {"$schema": "loss.schema.json", "loss": "dice_ce"},
+    {
+        "loss": {
+            "type": "compound",
+            "components": [
+                {"type": "dice", "weight": 0.5},
+                {"type": "focal", "weight": 0.3, "alpha": 0.25, "gamma": 2.0},
+                "cross_entropy",
+            ][:2],
+        }
+    },
+    {"type": "compound", "components": ["dice", "focal"]},
+]
+INVALID = [
+    ({"type": "tverskyy"}, "Did you mean 'tversky'"),
+    ({"type": "dice", "smoth_nr": 1}, "Did you mean 'smooth_nr'"),
+    ({"type": "focal", "gamma": "2"}, "loss: focal: gamma: must be a number of at least 0; got '2'"),
+    ({"type": "dice", "batch": "yes"}, "batch: must be true or false; got 'yes'"),
+    ({"type": "compound", "components": []}, "at least one loss"),
+    ({"type": "compound", "componets": ["dice"]}, "Did you mean 'components'"),
+    ({"type": "compound", "components": [{"type": "compound", "components": ["dice"]}]}, "do not nest"),
+    ({"type": "compound", "components": [{"type": "dice", "weight": -1}]}, r"components\[0\]: weight: .*got -1"),
+    ({"type": "compound", "components": [{"type": "dice", "weight": [1, 2]}]}, "class_weight"),
+    ({"gamma": 2}, "needs a type"),
+]
+
+
+def logits_and_labels(num_channels=3):
+    return torch.randn(2, num_channels, 5, 6), torch.randint(0, 3, (2, 1, 5, 6))
+
+
+@pytest.mark.parametrize("config", VALID)
+def test_valid_configs_build_and_satisfy_the_schema(config):
+    jsonschema.validate(config, loss_schema())
+    assert torch.isfinite(get_loss(config)(*logits_and_labels()))
+
+
+@pytest.mark.parametrize(("config", "message"), INVALID)
+def test_invalid_configs_are_refused_in_one_line_and_by_the_schema(config, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        get_loss(config)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config, loss_schema())
+
+
+def test_the_committed_schema_is_the_generated_one():
+    assert SCHEMA.read_text() == json.dumps(loss_schema(), indent=2) + "\n"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_configs_from_files(tmp_path, suffix):
+    path = tmp_path / f"loss{suffix}"
+    path.write_text('{"loss": {"type": "focal", "gamma": 1.5}}')  # JSON is YAML too
+    assert get_loss(path).gamma == get_loss(str(path)).gamma == 1.5
+    path.write_text('{"loss": ')
+    with pytest.raises(ValueError, match="must hold valid"):
+        get_loss(path)
+    with pytest.raises(ValueError, match="config file must exist; got 'absent.json'"):
+        get_loss("absent.json")
+
+
+def test_softmax_and_index_labels_unless_told_otherwise():
+    x, labels = logits_and_labels()
+    assert get_loss("dice")(x, labels).item() == ours.DiceLoss(softmax=True)(x, labels).item()
+    assert get_loss("focal", sigmoid=True)(x, labels).item() == ours.FocalLoss()(x, labels).item()
+    assert get_loss("dice", softmax=False)(x.sigmoid(), labels).item() == ours.DiceLoss()(x.sigmoid(), labels).item()
+    assert get_loss({"type": "dice", "softmax": True}, sigmoid=True).activation == "softmax"
+
+
+def test_defaults_of_another_bundle_reach_the_losses_that_take_them():
+    flags = {"sigmoid": True, "include_background": False, "batch": True, "squared_pred": True, "lambda_ce": 2.0}
+    compound = get_loss({"type": "compound", "components": ["dice", "cross_entropy"]}, **flags)
+    dice, cross_entropy = compound.losses
+    assert dice.batch and dice.squared_pred and not dice.include_background
+    assert dice.activation == cross_entropy.activation == "sigmoid"
+    with pytest.raises(ValueError, match="got 'sigmoyd'"):
+        get_loss("dice", sigmoyd=True)
+
+
+@pytest.mark.parametrize("name", ["dice", "focal", "dice_ce", "dice_focal", "cross_entropy", "tversky"])
+def test_softmax_over_one_channel_is_an_error(name):
+    with pytest.raises(ValueError, match="softmax over one channel is constant"):
+        get_loss(name)(*[t[:, :1] for t in logits_and_labels()])
+    x, labels = logits_and_labels(1)
+    value = get_loss(name, sigmoid=True)(x.requires_grad_(), labels.clamp_max(1))
+    assert torch.autograd.grad(value, x)[0].any()
+
+
+def test_the_device_is_honoured():
+    loss = get_loss({"type": "dice", "class_weight": [1, 2]}, device="meta")
+    assert loss.class_weight.device.type == "meta"

@@ -1,0 +1,47 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Dependencies point down only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "monai_losses_ext"
+# From the top down; a room may import from those after it, and from itself.
+ROOMS = [
+    {"__main__"},
+    {"cli"},
+    {"quickstart"},
+    {"bundlekit", "benchmark"},
+    {"handlers", "engine"},
+    {"transforms", "data", "metrics"},
+    {"losses"},
+    {"sums", "distance"},
+    {"_checks"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (
+                [node.module] if node.module != "monai_losses_ext" else [f"{node.module}.{a.name}" for a in node.names]
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top == "monai_losses_ext" and rest and rest[0] in LEVEL:
+            assert rest[0] == room or LEVEL[rest[0]] > LEVEL[room], f"{path.name} imports {name}"
+        assert top != "triton" or path.name == "triton.py"
+        assert top not in ("mlflow", "edt"), f"{path.name} imports {top}"
