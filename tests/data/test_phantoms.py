@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import voxel_sizes
 from scipy.ndimage import label as connected_components
 
 from monai_losses_ext.data.dataset import read_cases
@@ -156,7 +157,7 @@ def test_every_task_has_phantoms_with_all_its_labels(task: Task) -> None:
     assert image.ndim == 3 + (len(task.channels) > 1)
     assert image.shape[:3] == label.shape
     assert set(np.unique(label)) == set(range(len(task.labels)))
-    assert np.allclose(nib.affines.voxel_sizes(affine), task.typical_spacing_mm)
+    assert np.allclose(voxel_sizes(affine), task.typical_spacing_mm)
 
 
 def ct_with_lesions() -> Task:

@@ -1,0 +1,130 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: each command does its one thing, and a mistake is one line on stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_losses_ext.cli import main
+from monai_losses_ext.data.dataset import read_cases
+from monai_losses_ext.quickstart import cache_dir
+
+BUNDLE = "msd_hippocampus_mri_segmentation"
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what stands on stderr, which must be one line."""
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, text
+    return text
+
+
+def write_bundle(root: Path, train: str, evaluate: str) -> Path:
+    """Write a bundle whose two configs evaluate the given expressions."""
+    configs = root / BUNDLE / "configs"
+    configs.mkdir(parents=True)
+    for name, expression in (("train", train), ("evaluate", evaluate)):
+        content = {"dataset_dir": "", "output_dir": "", "ckpt_dir": "", "epochs": 0, "run": [f"${expression}"]}
+        (configs / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return root
+
+
+def test_module_runs_and_lists_its_commands() -> None:
+    help_text = subprocess.run(
+        [sys.executable, "-m", "monai_losses_ext", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert all(command in help_text for command in ("quickstart", "data", "bundles", "benchmark"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["data", "phantoms"], ["quickstart", "--epochs", "many"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+def test_data_phantoms_writes_cases_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "phantoms"
+    assert main(["data", "phantoms", "--task", "Task04_Hippocampus", "--out", str(out), "--cases", "2"]) == 0
+    assert len(read_cases(out)) == 2
+    printed = capsys.readouterr().out
+    assert str(out) in printed
+    assert "synthetic" in printed
+
+
+def test_unknown_task_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "phantoms", "--task", "Task4_Hippocampus", "--out", str(tmp_path)]) == 1
+    assert "Did you mean 'Task04_Hippocampus'?" in error_line(capsys)
+
+
+def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["data", "phantoms", "--task", "Task04_Hippocampus", "--out", str(tmp_path / "file")]) == 1
+    assert str(tmp_path / "file") in error_line(capsys)
+
+
+def test_bundles_check_fails_on_one_changed_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundles", "render", "--out", str(tmp_path)]) == 0
+    assert main(["bundles", "check", "--out", str(tmp_path)]) == 0
+    train = tmp_path / BUNDLE / "configs" / "train.json"
+    train.write_text(train.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    assert main(["bundles", "check", "--out", str(tmp_path)]) == 1
+    assert "train.json" in error_line(capsys)
+
+
+def test_benchmark_gets_its_options_untouched(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("monai_losses_ext.benchmark.__main__")
+    assert main(["benchmark", "--help"]) == 0
+    assert "speed" in capsys.readouterr().out
+
+
+def test_quickstart_without_bundles_says_how_to_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--out", str(tmp_path / "out"), "--bundles", str(tmp_path)]) == 1
+    assert "clone it and run the quick start there, or give --bundles DIR" in error_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluate", "guilty"),
+    [("1/0", "1", "train.json"), ("1", "1/0", "evaluate.json")],
+    ids=["training", "evaluation"],
+)
+def test_quickstart_stops_at_the_step_that_fails(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], train: str, evaluate: str, guilty: str
+) -> None:
+    bundles = write_bundle(tmp_path / "bundles", train, evaluate)
+    assert main(["quickstart", "--out", str(tmp_path / "out"), "--bundles", str(bundles), "--cases", "2"]) == 1
+    printed = capfd.readouterr()
+    assert "ZeroDivisionError" in printed.err  # the step's own message is shown
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("error: exit status 1")
+    assert guilty in last
+    assert ("[3/3]" in printed.out) == (guilty == "evaluate.json")
+
+
+def test_cache_folder_honours_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "monai_losses_ext"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_dir() == tmp_path / "home" / ".cache" / "monai_losses_ext"
+
+
+def test_quickstart_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A short real one, twice as far as the phantoms go: trains, evaluates, and says where everything is."""
+    short = ["quickstart", "--out", str(tmp_path), "--epochs", "1", "--cases", "4"]
+    assert main(short) == 0
+    printed = capfd.readouterr().out
+    (results,) = tmp_path.glob("run_*")
+    for name in ("curves.png", "predictions.png", "evaluation.csv", "models/model.pt"):
+        assert (results / name).is_file()
+        assert str(results / name) in printed
+    assert f"sqlite:///{results / 'mlruns.db'}" in printed
+    assert "anterior" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"phantoms", results.name}
