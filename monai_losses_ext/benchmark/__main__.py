@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
 from monai_losses_ext.benchmark.memory import measure_memory
+from monai_losses_ext.benchmark.quality import measure_quality
 from monai_losses_ext.benchmark.report import write_tables
 from monai_losses_ext.benchmark.speed import measure_speed
 
+SUITES = "speed: time and memory; report: write the docs' tables from the JSON; quality: evaluate a trained bundle"
 # Memory is measured where the losses differ in kind, and at the size that matters least to noise.
 MEMORY_CASES = [(loss, shape) for loss in ("dice", "dice_ce", "dice_focal_ce") for shape in ("2x3x96^3", "2x14x96^3")]
 
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.suite == "report":
         write_tables(arguments.out, arguments.docs)
         return 0
+    if arguments.suite == "quality":
+        return _quality(arguments)
     torch.set_num_threads(arguments.threads)
     cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
     result: dict[str, Any] = {"about": _about(arguments), "speed": [], "memory": []}
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
-    parser.add_argument("suite", choices=["speed", "report"], help="measure, or write the docs' tables from the JSON")
+    parser.add_argument("suite", choices=["speed", "report", "quality"], help=SUITES)
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
@@ -61,8 +65,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks/speed--cpu.json"), help="default: %(default)s"
     )
+    parser.add_argument("--bundle", type=Path, help="quality: folder of the trained bundle")
+    parser.add_argument("--dataset-dir", type=Path, help="quality: the data it was trained on")
     parser.add_argument("--docs", type=Path, default=Path("docs/training/performance.md"), help="default: %(default)s")
     return parser
+
+
+def _quality(arguments: argparse.Namespace) -> int:
+    if arguments.bundle is None or arguments.dataset_dir is None:
+        raise SystemExit("error: quality: needs --bundle and --dataset-dir.")
+    about = _about(arguments)
+    result = measure_quality(arguments.bundle, arguments.dataset_dir)
+    result["hardware"] = f"{about['cpu']}, {about['cores']} cores"
+    result["about"] = {key: about[key] for key in ("date", "commit", "python", "versions")}
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(arguments.out)
+    return 0
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
