@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one suite and return the exit status."""
     arguments = _parser().parse_args(argv)
     if arguments.suite == "report":
-        write_tables(arguments.out, arguments.docs)
+        print(*write_tables(Path()), sep="\n")
         return 0
     if arguments.suite == "quality":
         return _quality(arguments)
@@ -67,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bundle", type=Path, help="quality: folder of the trained bundle")
     parser.add_argument("--dataset-dir", type=Path, help="quality: the data it was trained on")
-    parser.add_argument("--docs", type=Path, default=Path("docs/training/performance.md"), help="default: %(default)s")
     return parser
 
 

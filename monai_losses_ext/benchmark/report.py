@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The docs' tables, generated from the committed JSON between two marks, losing rows included."""
+"""The tables of docs and README, generated from the committed JSON between marks, losing rows included."""
 
 from __future__ import annotations
 
@@ -9,23 +9,49 @@ from pathlib import Path
 from typing import Any
 
 
-def write_tables(result: Path, docs: Path) -> None:
-    """Replace what stands between the marks of ``docs`` by the tables of ``result``."""
-    docs.write_text(with_tables(docs.read_text(), json.loads(result.read_text())))
+def write_tables(root: Path) -> list[Path]:
+    """Bring the tables of a checkout up to date and return the files that hold them."""
+    files = []
+    for path, text in tables(root).items():
+        path.write_text(text)
+        files.append(path)
+    return files
 
 
-def with_tables(text: str, result: dict[str, Any]) -> str:
-    """Return the text with fresh tables between ``<!-- speed -->`` and ``<!-- /speed -->``, and likewise memory.
+def tables(root: Path) -> dict[Path, str]:
+    """Return the files with tables, as the committed results say they should read.
 
-    Raises:
-        ValueError: where a mark is missing.
+    Args:
+        root: a checkout of the project.
     """
-    for name, table in (("speed", _speed_table(result)), ("memory", _memory_table(result))):
-        start, end = text.find(f"<!-- {name} -->\n"), text.find(f"<!-- /{name} -->")
-        if not 0 <= start < end:
-            raise ValueError(f"docs: must hold the marks <!-- {name} --> and <!-- /{name} -->; got neither or one.")
-        text = f"{text[:start]}<!-- {name} -->\n{table}{text[end:]}"
-    return text
+    results = root / "docs" / "benchmarks"
+    speed = json.loads((results / "speed--cpu.json").read_text())
+    quality = json.loads((results / "hippocampus.json").read_text())
+    performance, readme = root / "docs" / "training" / "performance.md", root / "README.md"
+    text = _between_marks(performance.read_text(), "speed", _speed_table(speed))
+    text = _between_marks(text, "memory", _memory_table(speed))
+    return {performance: text, readme: _between_marks(readme.read_text(), "results", _quality_table(quality))}
+
+
+def _between_marks(text: str, name: str, table: str) -> str:
+    start, end = text.find(f"<!-- {name} -->\n"), text.find(f"<!-- /{name} -->")
+    if not 0 <= start < end:
+        raise ValueError(f"docs: must hold the marks <!-- {name} --> and <!-- /{name} -->; got neither or one.")
+    return f"{text[:start]}<!-- {name} -->\n{table}{text[end:]}"
+
+
+def _quality_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"On real data, Task04 of the Decathlon: {result['n_validation']} cases that training never saw, picked once "
+        f"by seed; {result['minutes']:.0f} minutes of training on {result['hardware']}.",
+        "",
+        "| | Dice | NSD at 1 mm | NSD at 1 mm, by voxels | HD95, mm |",
+        "|---|---|---|---|---|",
+    ]
+    row = "| {name} | {dice:.3f} | {nsd:.3f} | {nsd_voxelwise:.3f} | {hd95:.2f} |"
+    lines += [row.format(name=name, **values) for name, values in result["metrics"].items()]
+    lines += ["", f"```bash\n{result['command']}\n```"]
+    return "\n".join(lines) + "\n"
 
 
 def _speed_table(result: dict[str, Any]) -> str:
