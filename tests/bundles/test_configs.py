@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.bundle.reference_resolver import ReferenceResolver
 
 CONFIGS = {"train": ["train"], "evaluate": ["train", "evaluate"], "inference": ["inference"]}
@@ -45,6 +45,19 @@ def test_references_resolve(bundle: Path, name: str) -> None:
     }
     assert len(references) > 50
     assert [(id, ref) for id, ref in references if ref not in items] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bare_names_are_monais_alone(bundle: Path, name: str) -> None:
+    """MONAI looks for a bare name in every module called monai*, so in this package too; a second find is a warning."""
+    items = workflow(bundle, name).parser.ref_resolver.items.values()
+    components = [item for item in items if isinstance(item, ConfigComponent)]
+    bare = {item.config["_target_"] for item in components if "." not in item.config["_target_"]}
+    assert len(bare) > 5
+    for target in bare:
+        module = ComponentLocator().get_component_module_name(target)
+        assert isinstance(module, str), f"{target} is in {module}"
+        assert module.startswith("monai.")
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])
@@ -106,6 +119,27 @@ def test_run_names_are_unique(bundle: Path) -> None:
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
 def test_no_amp_on_the_cpu(bundle: Path, device: Any) -> None:
     assert workflow(bundle, device=device).parser.get_parsed_content("amp") is False
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ({"loss_config": "tversky"}, ["TverskyLoss", 0.5]),
+        ({"loss_config": {"type": "tversky", "beta": 0.7}}, ["TverskyLoss", 0.7]),
+        ({"loss_config": {"type": "tversky", "beta": 0.7}, "loss_config#beta": 0.8}, ["TverskyLoss", 0.8]),
+        ({"loss": {"_target_": "monai.losses.TverskyLoss", "beta": 0.9}}, ["TverskyLoss", 0.9]),
+    ],
+)
+def test_loss_is_one_override_away(bundle: Path, overrides: dict[str, Any], names: list[Any]) -> None:
+    loss = workflow(bundle, **overrides).parser.get_parsed_content("loss")
+    assert [type(loss).__name__, loss.beta] == names
+    assert type(loss).__module__.startswith("monai." if "loss" in overrides else "monai_losses_ext.")
+
+
+def test_component_weight_is_one_override_away(bundle: Path) -> None:
+    config = {"type": "compound", "components": [{"type": "dice", "weight": 0.5}, {"type": "focal", "weight": 0.3}]}
+    made = workflow(bundle, loss_config=config, **{"loss_config#components#0#weight": 0.7})
+    assert made.parser.get_parsed_content("loss").get_weights() == {"dice": 0.7, "focal": 0.3}
 
 
 @pytest.mark.parametrize(("epochs", "handlers"), [(10, 1), (11, 2)])

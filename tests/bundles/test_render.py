@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def find_steps(config: Any) -> list[dict[str, Any]]:
     inside = config.values() if isinstance(config, dict) else config if isinstance(config, list) else []
     found = [config] if isinstance(config, dict) and "_target_" in config else []
     return found + [step for value in inside for step in find_steps(value)]
+
+
+def test_readmes_name_configs_that_exist() -> None:
+    for readme in BUNDLES.glob("*/docs/README.md"):
+        named = set(re.findall(r"bundles/[\w/]+\.json", readme.read_text()))
+        assert {Path(path).name for path in named} == {"train.json", "evaluate.json", "inference.json"}
+        assert [path for path in named if not (BUNDLES.parent / path).is_file()] == []
 
 
 def test_metadata_version_is_in_the_changelog() -> None:

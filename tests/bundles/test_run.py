@@ -35,11 +35,12 @@ assert not [name for name in sys.modules if name.startswith("monai_losses_ext.")
 """
 
 
-def bundle_run(cwd: Path, configs: str, *options: str, python: tuple[str, ...] = ("-m", "monai.bundle")) -> str:
+def bundle_run(
+    cwd: Path, configs: str, *options: str, python: tuple[str, ...] = ("-m", "monai.bundle"), store: str = ""
+) -> str:
     """Run a bundle as a user does; return what it printed, or raise with it."""
     command = [sys.executable, *python, "run", "--config_file", configs, *options]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": store}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
@@ -50,34 +51,43 @@ def bundle_run(cwd: Path, configs: str, *options: str, python: tuple[str, ...] =
 def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> SimpleNamespace:
     """Train, evaluate and infer once, started in an empty folder, with every output under ``root``."""
     root, cwd = tmp_path_factory.mktemp("bundle_root"), tmp_path_factory.mktemp("elsewhere")
-    before = sorted(path.name for path in REPOSITORY.iterdir())
     common = ["--bundle_root", str(root), "--network_def", NETWORK, "--patch_size", "[16,16,16]"]
     train, evaluate = str(CONFIGS / "train.json"), f"['{CONFIGS / 'train.json'}','{CONFIGS / 'evaluate.json'}']"
     data = ["--dataset_dir", str(dataset)]
     bundle_run(cwd, train, *common, *data, "--epochs", str(EPOCHS), "--val_interval", "2", "--optimizer#lr", "0.02")
-    bundle_run(cwd, evaluate, *common, *data)
+    elsewhere = f"sqlite:///{tmp_path_factory.mktemp('store')}/runs.db"
+    bundle_run(cwd, evaluate, *common, *data, store=elsewhere)
     images = ["--dataset_dir", str(dataset / "imagesTr")]
     bundle_run(cwd, str(CONFIGS / "inference.json"), *common, *images, python=("-c", MONAI_ALONE))
-    client = MlflowClient(f"sqlite:///{root}/output/mlruns.db")
+    runs = {"train": only_run(f"sqlite:///{root}/output/mlruns.db"), "evaluate": only_run(elsewhere)}
+    return SimpleNamespace(root=root, cwd=cwd, **runs)
+
+
+class TrackedRun:
+    """A run in an MLflow store."""
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self.client, self.run = client, run
+
+    def history(self, metric: str) -> dict[int, float]:
+        """Return a metric's values by step."""
+        return {m.step: m.value for m in self.client.get_metric_history(self.run.info.run_id, metric)}
+
+    def artifacts(self) -> set[str]:
+        """Return the names of the artifacts."""
+        return {entry.path for entry in self.client.list_artifacts(self.run.info.run_id)}
+
+
+def only_run(store: str) -> TrackedRun:
+    """Return the one run that the bundle's experiment has in a store."""
+    client = MlflowClient(store)
     experiment = client.get_experiment_by_name("msd_hippocampus_mri_segmentation")
-    runs = {r.info.run_name.split("_")[0]: r for r in client.search_runs([experiment.experiment_id])}
-    new = sorted(path.name for path in REPOSITORY.iterdir() if path.name not in before)
-    return SimpleNamespace(root=root, cwd=cwd, client=client, runs=runs, new_in_repository=new)
-
-
-def history(run: SimpleNamespace, of: Run, metric: str) -> dict[int, float]:
-    """Return a metric's values by step."""
-    return {m.step: m.value for m in run.client.get_metric_history(of.info.run_id, metric)}
-
-
-def artifacts(run: SimpleNamespace, of: Run) -> set[str]:
-    """Return the names of a run's artifacts."""
-    return {entry.path for entry in run.client.list_artifacts(of.info.run_id)}
+    (run,) = client.search_runs([experiment.experiment_id])
+    return TrackedRun(client, run)
 
 
 def test_outputs_land_under_the_bundle_alone(run: SimpleNamespace) -> None:
     assert list(run.cwd.iterdir()) == []
-    assert run.new_in_repository == []
     assert {path.name for path in run.root.iterdir()} == {"models", "output"}
     pictures = {"curves.png", "curves.csv", "predictions.png", "evaluation.png"}
     tables = {"train_config.json", "evaluate_config.json", "evaluation.csv", "predictions"}
@@ -92,21 +102,25 @@ def test_weights_are_bare_state_dicts(run: SimpleNamespace) -> None:
 
 
 def test_training_is_one_finished_run(run: SimpleNamespace) -> None:
-    assert set(run.runs) == {"train", "evaluate"}
-    assert {r.info.status for r in run.runs.values()} == {"FINISHED"}
-    training = run.runs["train"]
+    assert run.train.run.info.status == "FINISHED"
+    assert run.train.run.info.run_name.startswith("train_")
     for metric in ("loss", "lr"):
-        assert set(history(run, training, metric)) == set(range(1, EPOCHS + 1))
+        assert set(run.train.history(metric)) == set(range(1, EPOCHS + 1))
     for metric in ("mean_dice", "dice_anterior", "dice_posterior"):
-        assert set(history(run, training, metric)) == {2, 3}  # the interval, and the last epoch
-    assert artifacts(run, training) == {"train_config.json", "curves.png", "predictions.png"}
-    assert artifacts(run, run.runs["evaluate"]) == {"evaluate_config.json", "evaluation.csv", "evaluation.png"}
+        assert set(run.train.history(metric)) == {2, 3}  # the interval, and the last epoch
+    assert run.train.artifacts() == {"train_config.json", "curves.png", "predictions.png"}
 
 
-def test_learning_rate_warms_up_and_falls_to_zero(run: SimpleNamespace) -> None:
-    rates = history(run, run.runs["train"], "lr")
-    assert rates[1] > rates[2] > rates[3] > 0
-    assert rates[1] < 0.02
+def test_evaluation_is_a_finished_run_in_the_store_of_the_environment(run: SimpleNamespace) -> None:
+    assert run.evaluate.run.info.status == "FINISHED"
+    assert run.evaluate.run.info.run_name.startswith("evaluate_")
+    assert {"mean_dice", "mean_nsd", "mean_hd95", "nsd_anterior"} <= set(run.evaluate.run.data.metrics)
+    assert run.evaluate.artifacts() == {"evaluate_config.json", "evaluation.csv", "evaluation.png"}
+
+
+def test_learning_rate_warms_up_and_falls(run: SimpleNamespace) -> None:
+    rates = run.train.history("lr")
+    assert 0.02 > rates[1] > rates[2] > rates[3] > 0
 
 
 def test_config_is_kept_as_it_was_run(run: SimpleNamespace) -> None:
@@ -119,10 +133,8 @@ def test_config_is_kept_as_it_was_run(run: SimpleNamespace) -> None:
 
 
 def test_best_weights_evaluate_to_the_best_validation_dice(run: SimpleNamespace) -> None:
-    best = max(history(run, run.runs["train"], "mean_dice").values())
-    evaluated = history(run, run.runs["evaluate"], "mean_dice")
-    assert list(evaluated.values()) == [pytest.approx(best, abs=1e-6)]
-    assert {"mean_nsd", "mean_hd95", "nsd_anterior"} <= set(run.runs["evaluate"].data.metrics)
+    best = max(run.train.history("mean_dice").values())
+    assert list(run.evaluate.history("mean_dice").values()) == [pytest.approx(best, abs=1e-6)]
 
 
 def test_inference_keeps_shape_and_affine(run: SimpleNamespace, dataset: Path) -> None:
