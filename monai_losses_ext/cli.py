@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import runpy
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["benchmark"]:  # has its own options, which argparse must not touch
-        return _benchmark(argv[1:])
+        from monai_losses_ext.benchmark.__main__ import main as benchmark  # its imports are not for every command
+
+        return benchmark(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
@@ -110,19 +111,3 @@ def _check(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
-
-
-def _benchmark(argv: list[str]) -> int:
-    """Run ``python -m monai_losses_ext.benchmark`` in this process."""
-    before = sys.argv
-    sys.argv = ["python -m monai_losses_ext benchmark", *argv]
-    try:
-        runpy.run_module("monai_losses_ext.benchmark", run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        if not isinstance(stop.code, (int, type(None))):
-            print(stop.code, file=sys.stderr)
-            return 1
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0

@@ -54,7 +54,7 @@ def quickstart(
     print(f"[2/3] Training, {epochs} epochs")
     _run_bundle(str(configs / "train.json"), [*overrides, "--epochs", str(epochs)])
     print("[3/3] Evaluation on the cases that were held out")
-    _run_bundle(f"['{configs / 'train.json'}','{configs / 'evaluate.json'}']", overrides)
+    _run_bundle(str([str(configs / "train.json"), str(configs / "evaluate.json")]), overrides)
     _print_report(results)
     return results
 
@@ -101,10 +101,11 @@ def _run_bundle(config_file: str, overrides: list[str]) -> None:
         RuntimeError: if it fails.
     """
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file, *overrides]
-    print(f"      {shlex.join(command)}", flush=True)
+    shown = " ".join(f'"{part}"' if "'" in part else shlex.quote(part) for part in command)
+    print(f"      {shown}", flush=True)
     status = subprocess.run(command, check=False).returncode
     if status:
-        raise RuntimeError(f"exit status {status} (its messages are above) of: {shlex.join(command)}")
+        raise RuntimeError(f"exit status {status} (its messages are above) of: {shown}")
 
 
 def _print_report(results: Path) -> None:

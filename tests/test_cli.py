@@ -79,9 +79,10 @@ def test_bundles_check_fails_on_one_changed_byte(tmp_path: Path, capsys: pytest.
 
 
 def test_benchmark_gets_its_options_untouched(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("monai_losses_ext.benchmark.__main__")
-    assert main(["benchmark", "--help"]) == 0
-    assert "speed" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["benchmark", "speed", "--help"])
+    assert stop.value.code == 0
+    assert "python -m monai_losses_ext.benchmark" in capsys.readouterr().out
 
 
 def test_quickstart_without_bundles_says_how_to_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,22 +91,16 @@ def test_quickstart_without_bundles_says_how_to_get_them(tmp_path: Path, capsys:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("train", "evaluate", "guilty"),
-    [("1/0", "1", "train.json"), ("1", "1/0", "evaluate.json")],
-    ids=["training", "evaluation"],
-)
-def test_quickstart_stops_at_the_step_that_fails(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], train: str, evaluate: str, guilty: str
-) -> None:
-    bundles = write_bundle(tmp_path / "bundles", train, evaluate)
+def test_quickstart_stops_at_the_step_that_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bundles = write_bundle(tmp_path / "bundles", train="1/0", evaluate="1")
     assert main(["quickstart", "--out", str(tmp_path / "out"), "--bundles", str(bundles), "--cases", "2"]) == 1
     printed = capfd.readouterr()
     assert "ZeroDivisionError" in printed.err  # the step's own message is shown
     last = printed.err.splitlines()[-1]
     assert last.startswith("error: exit status 1")
-    assert guilty in last
-    assert ("[3/3]" in printed.out) == (guilty == "evaluate.json")
+    assert "train.json" in last
+    assert "[2/3]" in printed.out
+    assert "[3/3]" not in printed.out
 
 
 def test_cache_folder_honours_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -117,7 +112,7 @@ def test_cache_folder_honours_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_quickstart_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A short real one, twice as far as the phantoms go: trains, evaluates, and says where everything is."""
+    """A short real one: trains, evaluates, and says where everything is."""
     short = ["quickstart", "--out", str(tmp_path), "--epochs", "1", "--cases", "4"]
     assert main(short) == 0
     printed = capfd.readouterr().out
