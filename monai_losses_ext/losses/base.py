@@ -137,7 +137,7 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Tensor) -> 
         x = input if other_act is None else other_act(input)
         terms = list(dict.fromkeys(term for i in members for term in losses[i].terms_for(num_channels)))
         sums = voxel_sums(x, target, terms, activation, ignore_index, backend=backend)
-        is_index = with_channel_axis(x, target).shape[1] < num_channels
+        is_index = with_channel_axis(x, target).shape[1] < x.shape[1]
         for i in members:
             values[i] = losses[i].shaped(losses[i].formula(sums, is_index), input.ndim)
     return [values[i] for i in range(len(losses))]
@@ -163,7 +163,7 @@ def per_class(argument: str, values: float | Sequence[float] | Tensor | None) ->
     if values is None:
         return None
     tensor = torch.as_tensor(values, dtype=torch.float64).detach().clone()
-    if tensor.ndim > 1 or (tensor < 0).any():
+    if tensor.ndim > 1 or not ((tensor >= 0) & tensor.isfinite()).all():
         raise _checks.fail(argument, "must be one number per class, none of them negative", tensor.tolist())
     return tensor
 
@@ -178,7 +178,7 @@ def select_classes(argument: str, values: Tensor | None, num_channels: int, skip
         return values
     counted = num_channels - 1 if skip_background else num_channels
     if len(values) not in (num_channels, counted):
-        rule = f"must hold one number per class, {num_channels} for this input"
+        rule = f"the length of {argument} must be the number of classes, {num_channels} for this input"
         rule += f" or {counted} without the background" if skip_background else ""
         raise _checks.fail(argument, rule, f"{len(values)} numbers")
     return values[1:] if skip_background and len(values) == num_channels else values

@@ -63,6 +63,8 @@ class CompoundLoss(_Loss):
         if not losses:
             raise _checks.fail("losses", "must hold at least one loss", losses)
         for loss in losses:
+            if not isinstance(loss, nn.Module):
+                raise _checks.fail("losses", "must be loss modules; get_loss builds them from names", loss)
             if isinstance(loss, CompoundLoss):
                 raise _checks.fail(
                     "losses", "compounds do not nest; list their components instead", type(loss).__name__

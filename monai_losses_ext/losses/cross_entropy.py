@@ -10,8 +10,7 @@ from torch import Tensor
 
 from monai_losses_ext import _checks
 from monai_losses_ext.losses.base import ClassWeights, Fraction, Reduction, Sums, VoxelLoss, activation_of
-from monai_losses_ext.sums import terms as T  # noqa: N812
-from monai_losses_ext.sums.voxel_sums import with_channel_axis
+from monai_losses_ext.sums.voxel_sums import voxel_inputs
 
 
 class CrossEntropyLoss(VoxelLoss):
@@ -94,23 +93,23 @@ class CrossEntropyLoss(VoxelLoss):
                 total = total + smoothing / num_channels * (weight * sums["logp"]).sum()
             # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
             count = (weight * sums["ref"]).sum() if is_index else sums["count"][:, 0].sum()
-        return total if self.reduction == "sum" else total / count.clamp_min(torch.finfo(total.dtype).tiny)
+        # Where nothing counts the total is 0 too; a tiny divisor would make its gradient infinite.
+        return total if self.reduction == "sum" else total / torch.where(count > 0, count, 1.0)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
         return super().forward(input, target) if self.reduction != "none" else self._voxel_map(input, target)
 
     def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
-        target = with_channel_axis(logits, target)
         num_channels = logits.shape[1]
-        kept = [T.kept_voxels(sample, self.activation, self.ignore_index) for sample in target]
+        logits, dense, dropped = voxel_inputs(logits, target, self.activation_for(num_channels), self.ignore_index)
         weight = self.per_counted_class("weight", self.class_weight, num_channels)
         weight = None if weight is None else weight.to(logits).expand(num_channels)
-        dense = T.dense(target, num_channels, logits.dtype)
         if self.activation_for(num_channels) == "sigmoid":
             pos_weight = None if weight is None else weight.view(-1, *[1] * (logits.ndim - 2))
             values = F.binary_cross_entropy_with_logits(logits, dense, pos_weight=pos_weight, reduction="none")
         else:
             smoothing = self.label_smoothing
             values = F.cross_entropy(logits, dense, weight=weight, label_smoothing=smoothing, reduction="none")
-        return T.masked(values, kept)
+            dropped = None if dropped is None else dropped.squeeze(1)
+        return values if dropped is None else values.masked_fill(dropped, 0.0)

@@ -113,6 +113,8 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
     for key in arguments:
         _checks.one_of(f"{place}: key", key, sorted({*allowed, "class_weight", *ACTIVATION_KEYS}))
     if "class_weight" in arguments:
+        if "weight" in arguments:
+            raise _checks.fail(place, "weight and class_weight are the same; give one of them", "both")
         arguments["weight"] = arguments.pop("class_weight")
     arguments = {key: value for key, value in defaults.items() if key in allowed} | arguments
     activation = _activation(place, config, defaults)

@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_losses_ext import _checks
 from monai_losses_ext.losses.base import ClassWeights, Fraction, NonNegative, Reduction, Sums, VoxelLoss, per_class
 from monai_losses_ext.sums import terms as T  # noqa: N812
-from monai_losses_ext.sums.voxel_sums import with_channel_axis
+from monai_losses_ext.sums.voxel_sums import voxel_inputs
 
 
 class FocalLoss(VoxelLoss):
@@ -95,10 +95,10 @@ class FocalLoss(VoxelLoss):
         """Return the summed or averaged focal loss, a scalar."""
         values = self._balanced(sums[self._positive], sums.get(self._negative))  # B C'
         count = self.without_background(sums["count"])
-        tiny = torch.finfo(values.dtype).tiny
-        if self.reduction == "sum":
-            return (values / count.clamp_min(tiny)).sum()
-        return values.sum() / count.sum().clamp_min(tiny)
+        if self.reduction == "mean":
+            values, count = values.sum(), count.sum()
+        # Where nothing counts the value is 0 too; a tiny divisor would make its gradient infinite.
+        return (values / torch.where(count > 0, count, 1.0)).sum()
 
     def _balanced(self, positive: Tensor, negative: Tensor | None) -> Tensor:
         """Weigh the two parts by alpha and the class weights; channels stand on axis 1, ``[B, C, ...]``."""
@@ -135,13 +135,11 @@ class FocalLoss(VoxelLoss):
         return super().forward(input, target) if self.reduction != "none" else self._voxel_map(input, target)
 
     def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
-        target = with_channel_axis(logits, target)
         num_channels = logits.shape[1]
         activation = self.activation_for(num_channels)
         self.warn_about_one_channel(num_channels)
-        kept = [T.kept_voxels(sample, activation, self.ignore_index) for sample in target]
-        x = logits.float() if logits.dtype != torch.float64 else logits
-        dense = T.dense(target, num_channels, x.dtype)
+        x, dense, dropped = voxel_inputs(logits, target, activation, self.ignore_index)
         parts = T.voxel_values(self.terms, activation, x.transpose(0, 1), dense.transpose(0, 1), None)
         negative = parts[self._negative].transpose(0, 1) if self._negative in parts else None
-        return T.masked(self._balanced(parts[self._positive].transpose(0, 1), negative), kept)
+        values = self._balanced(parts[self._positive].transpose(0, 1), negative)
+        return values if dropped is None else values.masked_fill(dropped, 0.0)

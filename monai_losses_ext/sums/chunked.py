@@ -12,6 +12,7 @@ with ``R_c = dL/d(log p_c)``, the gradient with respect to softmax logits is ``R
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator, Sequence
 
@@ -122,7 +123,7 @@ def _chunks(
         logits, target = logits.flatten(2), target.flatten(2)
         distance = None if distance is None else distance.flatten(2)
     elements = CHUNK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS_ELSEWHERE)
-    length = max(1, elements // max(1, num_classes * logits[0, 0, :1].numel()))
+    length = max(1, elements // max(1, num_classes * math.prod(logits.shape[3:])))
     dtype = _accumulation_dtype(logits)
     is_index = target.shape[1] < num_classes
     scratch = Scratch(logits, dtype)
@@ -136,7 +137,7 @@ def _chunks(
             x = _filled(logits[b, :, piece].flatten(1).to(dtype), dropped)
             phi = None if distance is None else distance[b, :, piece].flatten(1).to(dtype)
             if is_index:
-                labels = _index_labels(g[0], num_classes, dropped, check_labels)
+                labels = index_labels(g[0], num_classes, dropped, check_labels)
                 g = _one_hot(labels, classes, scratch("target", num_classes, labels.numel()))
             yield b, piece, Chunk(x, _filled(g.to(dtype), dropped), is_index, phi, dropped, scratch)
 
@@ -146,8 +147,8 @@ def _filled(values: Tensor, dropped: Tensor | None) -> Tensor:
     return values if dropped is None else values.masked_fill(dropped, 0.0)
 
 
-def _index_labels(target: Tensor, num_classes: int, dropped: Tensor | None, check: bool) -> Tensor:
-    """Return the labels ``[N]``, ignored ones as 0; on a CPU, check that they are whole and within range.
+def index_labels(target: Tensor, num_classes: int, dropped: Tensor | None, check: bool) -> Tensor:
+    """Return the labels, of any shape, ignored ones as 0; on a CPU, check that they are whole and within range.
 
     The check reads values, which would make a GPU wait, so there a label out of range counts as no class at all.
     """

@@ -122,6 +122,8 @@ def kept_voxels(target: Tensor, activation: str, ignore_index: int | None) -> Te
     """
     if ignore_index is None:
         return None
+    if not _can_hold(target.dtype, ignore_index):
+        return None
     if target.shape[0] == 1:
         return target[0] != ignore_index
     if 0 <= ignore_index < target.shape[0]:
@@ -130,17 +132,12 @@ def kept_voxels(target: Tensor, activation: str, ignore_index: int | None) -> Te
     return kept if activation == "sigmoid" else kept & (target != 0).any(0)
 
 
-def dense(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Return a target ``[B, 1, *S]`` or ``[B, C, *S]`` as dense labels ``[B, C, *S]``."""
-    if target.shape[1] == num_classes:
-        return target.to(dtype)
-    return one_hot(target[:, 0], num_classes, dtype).transpose(0, 1)
-
-
-def masked(values: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
-    """Return voxel values ``[B, ...]`` with 0 where a sample's mask of kept voxels says so."""
-    rows = [row if mask is None else row.masked_fill(~mask, 0.0) for row, mask in zip(values, kept, strict=True)]
-    return torch.stack(rows)
+def _can_hold(dtype: torch.dtype, value: int) -> bool:
+    """Tell whether labels of this type can equal ``value``; torch would wrap 256 to 0 to compare it with uint8."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return True
+    limits = torch.iinfo(dtype)
+    return limits.min <= value <= limits.max
 
 
 def sigmoid_focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:

@@ -29,8 +29,8 @@ def voxel_sums(
     """Sum each term over the voxels of every sample and class, in one pass over the input.
 
     Args:
-        input: logits (probabilities for activation ``none``), ``[B, C, *S]`` with 1 to 3 spatial axes; float16,
-            bfloat16, float32 or float64.
+        input: logits (probabilities for activation ``none``), ``[B, C, *S]`` with 1 to 3 spatial axes, or ``[B, C]``;
+            float16, bfloat16, float32 or float64.
         target: index labels ``[B, *S]`` or ``[B, 1, *S]`` (C > 1), or dense labels ``[B, C, *S]``, one-hot or soft; any
             dtype. For one channel, ``[B, *S]`` and ``[B, 1, *S]`` are the dense label.
         terms_: names from :mod:`monai_losses_ext.sums.terms`; the exponent of focal terms follows a colon.
@@ -56,14 +56,76 @@ def voxel_sums(
     """
     _checks.one_of("backend", backend, BACKENDS)
     terms.check(terms_, activation, distance is not None)
-    input, target, distance = _plain(input), _plain(target), None if distance is None else _plain(distance)  # noqa: A001
-    target = with_channel_axis(input, target)
-    _check_tensors(input, target, distance)
+    input, target = checked(input, target)  # noqa: A001
+    distance = None if distance is None else _checked_distance(input, distance)
+    if input.ndim == 2:  # one voxel per sample
+        input, target = input.unsqueeze(2), target.unsqueeze(2)  # noqa: A001
+        distance = None if distance is None else distance.unsqueeze(2)
     if backend == "reference":
         sums = terms.reference_sums(input, target, distance, terms_, activation, ignore_index)
     else:
         sums = _chunked_sums(input, target, distance, ",".join(terms_), activation, ignore_index)
     return dict(zip(terms_, sums.unbind(0), strict=True))
+
+
+def voxel_inputs(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    activation: str,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what a value per voxel is computed from; arguments and errors are those of :func:`voxel_sums`.
+
+    Returns:
+        Logits and dense labels, ``[B, C, *S]``, float64 for float64 input, float32 otherwise, and which voxels do not
+        count, ``[B, 1, *S]`` bool or None. Logits and index labels are 0 there, whatever stood there.
+    """
+    input, target = checked(input, target)  # noqa: A001
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    kept = [terms.kept_voxels(sample, activation, ignore_index) for sample in target]
+    masks = [mask for mask in kept if mask is not None]
+    dropped = ~torch.stack(masks).unsqueeze(1) if masks else None
+    if target.shape[1] < input.shape[1]:
+        labels = chunked.index_labels(target, input.shape[1], dropped, check=True)
+        target = terms.one_hot(labels[:, 0], input.shape[1], dtype).transpose(0, 1)
+    logits = input.to(dtype)
+    return logits if dropped is None else logits.masked_fill(dropped, 0.0), target.to(dtype), dropped
+
+
+def checked(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A002
+    """Return input and target as plain tensors, the target with a channel axis; all but the labels' values is checked.
+
+    Sums and maps over voxels have no affine, so a MetaTensor's is dropped.
+    """
+    input, target = _plain(input), _plain(target)  # noqa: A001
+    if not input.is_floating_point():
+        raise _checks.fail("input", "must be floating point", input.dtype)
+    if input.ndim < 2 or input.shape[1] == 0:
+        raise _checks.ShapeError(f"input: must be [B, C, *S] with at least one channel; got {list(input.shape)}.")
+    target = with_channel_axis(input, target)
+    if target.device != input.device:
+        raise _checks.fail("target", f"must be on the input's device, {input.device}", str(target.device))
+    if target.requires_grad:
+        raise _checks.fail(
+            "target", "must not require a gradient (none is computed for it); detach it", "requires_grad"
+        )
+    if target.is_complex():
+        raise _checks.fail("target", "must be real", target.dtype)
+    # torch has no arithmetic for these
+    return input, target.long() if target.dtype in (torch.uint16, torch.uint32, torch.uint64) else target
+
+
+def _checked_distance(input: Tensor, distance: Tensor) -> Tensor:  # noqa: A002
+    if distance.shape != input.shape:
+        raise _checks.ShapeError(
+            f"distance: must have the input's shape {list(input.shape)}; got {list(distance.shape)}."
+        )
+    return _plain(distance)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # torch.compile stops at as_subclass, so it is called only where there is something to do.
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def with_channel_axis(input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
@@ -81,28 +143,6 @@ def with_channel_axis(input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
             f"got {list(target.shape)}."
         )
     return target
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a MetaTensor's values as a plain tensor; a sum over voxels has no affine."""
-    return tensor.as_subclass(Tensor)
-
-
-def _check_tensors(input: Tensor, target: Tensor, distance: Tensor | None) -> None:  # noqa: A002
-    if not input.is_floating_point():
-        raise _checks.fail("input", "must be floating point", input.dtype)
-    if input.ndim < 3:
-        raise _checks.ShapeError(f"input: must be [B, C, *S] with at least one spatial axis; got {list(input.shape)}.")
-    if target.requires_grad:
-        raise _checks.fail(
-            "target", "must not require a gradient (none is computed for it); detach it", "requires_grad"
-        )
-    if target.is_complex():
-        raise _checks.fail("target", "must be real", target.dtype)
-    if distance is not None and distance.shape != input.shape:
-        raise _checks.ShapeError(
-            f"distance: must have the input's shape {list(input.shape)}; got {list(distance.shape)}."
-        )
 
 
 # A custom operator rather than an autograd.Function: torch.compile keeps it whole instead of tracing the loop.
@@ -152,4 +192,9 @@ def _backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
     return grad, None, None, None, None, None
 
 
+def _second_backward(ctx: Any, grad: Tensor) -> None:
+    raise RuntimeError("voxel_sums: differentiable once; the backend 'reference' is differentiable twice.")
+
+
 _chunked_sums.register_autograd(_backward, setup_context=_save_for_backward)
+_chunked_sums_backward.register_autograd(_second_backward)
