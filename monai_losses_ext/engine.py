@@ -11,11 +11,14 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigWorkflow
+from torch import nn
 
 from monai_losses_ext._checks import fail, nearest
 from monai_losses_ext.data.dataset import read_cases
@@ -23,7 +26,10 @@ from monai_losses_ext.losses.factory import get_loss
 
 
 def check_inputs(
-    dataset_dir: str | os.PathLike[str], loss_config: Any = None, checkpoint: str | os.PathLike[str] | None = None
+    dataset_dir: str | os.PathLike[str],
+    loss_config: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    network: nn.Module | None = None,
 ) -> None:
     """Check what a user sets on the command line, before anything is built. First entry of a bundle's ``run``.
 
@@ -31,22 +37,53 @@ def check_inputs(
         dataset_dir: folder in the Decathlon's layout.
         loss_config: what :func:`monai_losses_ext.get_loss` takes; None is not checked.
         checkpoint: file of trained weights that the run needs; None for a run that needs none.
+        network: what the weights are for; with None, they are only looked for.
 
     Raises:
         SystemExit: with one line that says what is wrong: a name on the command line that nothing in the config uses,
-            a dataset or checkpoint that is not there, a loss that cannot be built.
+            a dataset or checkpoint that is not there, weights of another network, a loss that cannot be built.
     """
     try:
         check_names()
         read_cases(dataset_dir)
         if loss_config is not None:
             get_loss(loss_config)
-        if checkpoint is not None and not os.path.isfile(checkpoint):
-            raise ValueError(
-                f"ckpt_path: there are no trained weights at {checkpoint}. Train first, or give --ckpt_path."
-            )
+        if checkpoint is not None:
+            check_weights(checkpoint, network)
     except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def check_weights(path: str | os.PathLike[str], network: nn.Module | None = None) -> None:
+    """Check that a file holds weights, and that they are the network's own.
+
+    Args:
+        path: a state_dict, or a dictionary with one as ``model``: what MONAI's CheckpointLoader takes.
+        network: what the weights are for; with None, the file is only looked for.
+
+    Raises:
+        ValueError: one line, with the first parameter that differs.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"ckpt_path: there are no trained weights at {path}. Train first, or give --ckpt_path.")
+    if network is None:
+        return
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        raise ValueError(f"ckpt_path: {path} is not a file of weights that torch.load can read.") from None
+    if isinstance(weights, dict):
+        weights = weights.get("model", weights)
+    if not isinstance(weights, dict):
+        raise ValueError(f"ckpt_path: {path} must hold a state_dict; it holds a {type(weights).__name__}.")
+    ours = network.state_dict()
+    for name in [*ours, *weights]:
+        there, here = (tuple(state[name].shape) if torch.is_tensor(state.get(name)) else "absent" for state in (weights, ours))
+        if there != here:
+            raise ValueError(
+                f"ckpt_path: the weights in {path} are of another network: {name} is {there} there and {here} in "
+                "network_def. Give the --network_def that was trained, or another --ckpt_path."
+            )
 
 
 def check_names() -> None:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,12 @@ def test_imports_point_down(path):
             assert rest[0] == room or LEVEL[rest[0]] > LEVEL[room], f"{path.name} imports {name}"
         assert top != "triton" or path.name == "triton.py"
         assert top not in ("mlflow", "edt"), f"{path.name} imports {top}"
+
+
+def test_a_bare_name_means_monais_class_even_if_this_package_is_imported_first():
+    code = (
+        "import monai_losses_ext; from monai.bundle import ConfigParser;"
+        "print(type(ConfigParser({'loss': {'_target_': 'DiceLoss'}}).get_parsed_content('loss')).__module__)"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "monai.losses.dice"

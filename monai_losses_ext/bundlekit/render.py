@@ -8,6 +8,8 @@ Nothing under ``bundles/`` is edited by hand: a change goes into the template or
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ def render_task(task: Task) -> dict[str, str]:
     )
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the row; jinja2 would sort the keys
     environment.filters["by_index"] = lambda names: {str(i): name for i, name in enumerate(names)}
+    environment.filters["mirrors"] = mirrors
     context = {"task": task, "results": measured_results(task)}
     files = {}
     for path in sorted(TEMPLATE.rglob("*")):
@@ -90,6 +93,11 @@ def measured_results(task: Task) -> dict[str, Any] | None:
     """
     path = RESULTS / f"{task.name.split('_')[-1].lower()}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def mirrors(axes: Sequence[int]) -> list[list[int]]:
+    """Return every set of the spatial ``axes``, the empty one first, as axes of a tensor of shape [B, C, *S]."""
+    return [[2 + axis for axis in some] for n in range(len(axes) + 1) for some in combinations(axes, n)]
 
 
 def pretty_json(text: str) -> str:

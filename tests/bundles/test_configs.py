@@ -137,9 +137,22 @@ def test_loss_is_one_override_away(bundle: Path, overrides: dict[str, Any], name
 
 
 def test_component_weight_is_one_override_away(bundle: Path) -> None:
-    config = {"type": "compound", "components": [{"type": "dice", "weight": 0.5}, {"type": "focal", "weight": 0.3}]}
-    made = workflow(bundle, loss_config=config, **{"loss_config#components#0#weight": 0.7})
-    assert made.parser.get_parsed_content("loss").get_weights() == {"dice": 0.7, "focal": 0.3}
+    made = workflow(bundle, **{"loss_config#components#0#weight": 0.7})
+    assert made.parser.get_parsed_content("loss").get_weights() == {"dice": 0.7, "cross_entropy": 1.0}
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_prediction_of_the_mirror_image_is_the_mirror_image_of_the_prediction(bundle: Path, name: str) -> None:
+    parser = workflow(bundle, name, device="cpu").parser
+    mirrors, infer = (parser.get_parsed_content(key) for key in ("mirrors", "inferer"))
+    network = torch.nn.Conv3d(1, 3, 3, padding=1, bias=False)
+    image = torch.randn(1, 1, 36, 50, 33)
+    with torch.no_grad():
+        prediction = infer(image, network)
+        assert prediction.shape == (1, 3, 36, 50, 33)
+        for axes in mirrors:
+            assert torch.allclose(infer(image.flip(axes), network).flip(axes), prediction, atol=1e-5)
+        assert not torch.allclose(infer(image.flip(3), network).flip(3), prediction, atol=1e-2)
 
 
 @pytest.mark.parametrize(("epochs", "handlers"), [(10, 1), (11, 2)])
@@ -184,6 +197,21 @@ def test_errors_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> Non
     weights = tmp_path / "model.pt"
     weights.touch()
     assert absent in error_of(bundle, "inference", dataset_dir=absent, ckpt_path=str(weights))
+
+
+def test_weights_of_another_network_are_refused_in_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    common = {"dataset_dir": str(dataset), "network_def": tiny(), "ckpt_path": str(weights), "run_name": "none"}
+
+    torch.save({"model": {"a": torch.zeros(2)}}, weights)
+    assert "of another network: model.0" in error_of(bundle, "evaluate", **common)
+    own = workflow(bundle, **common).parser.get_parsed_content("network").state_dict()
+    torch.save({**own, "more.weight": torch.zeros(2)}, weights)
+    assert "more.weight is (2,) there and absent in network_def" in error_of(bundle, "evaluate", **common)
+    torch.save([1.0], weights)
+    assert "it holds a list" in error_of(bundle, "evaluate", **common)
+    weights.write_text("not weights")
+    assert "torch.load" in error_of(bundle, "evaluate", **common)
 
 
 def test_misspelt_option_is_refused_with_the_nearest_name(bundle: Path) -> None:
