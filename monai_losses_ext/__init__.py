@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 # MONAI looks for a bare name such as "DiceLoss" in every loaded module whose name starts with "monai", ours included,
-# in the order in which they were loaded: with MONAI first, such a name in a config means MONAI's class, as it always did.
+# in the order in which they were loaded. With MONAI first, a bare name in a config means MONAI's class, as it always did.
 import monai  # noqa: F401
 
 from monai_losses_ext.losses import (

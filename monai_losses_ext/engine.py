@@ -78,7 +78,9 @@ def check_weights(path: str | os.PathLike[str], network: nn.Module | None = None
         raise ValueError(f"ckpt_path: {path} must hold a state_dict; it holds a {type(weights).__name__}.")
     ours = network.state_dict()
     for name in [*ours, *weights]:
-        there, here = (tuple(state[name].shape) if torch.is_tensor(state.get(name)) else "absent" for state in (weights, ours))
+        there, here = (
+            tuple(state[name].shape) if torch.is_tensor(state.get(name)) else "absent" for state in (weights, ours)
+        )
         if there != here:
             raise ValueError(
                 f"ckpt_path: the weights in {path} are of another network: {name} is {there} there and {here} in "
