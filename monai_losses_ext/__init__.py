@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 # MONAI looks for a bare name such as "DiceLoss" in every loaded module whose name starts with "monai", ours included,
-# in the order in which they were loaded. With MONAI first, a bare name in a config means MONAI's class, as it always did.
+# in the order in which they were loaded. With MONAI first, a bare name in a config means MONAI's class, as ever.
 import monai  # noqa: F401
 
 from monai_losses_ext.losses import (
+    BoundaryLoss,
     CompoundLoss,
     CrossEntropyLoss,
     DiceCELoss,
@@ -23,6 +24,7 @@ from monai_losses_ext.losses.factory import get_loss
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoundaryLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
     "DiceCELoss",

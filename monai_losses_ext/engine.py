@@ -13,15 +13,18 @@ import json
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
-from torch import nn
+from monai.engines.utils import default_prepare_batch
+from torch import Tensor, nn
 
 from monai_losses_ext._checks import fail, nearest
 from monai_losses_ext.data.dataset import read_cases
+from monai_losses_ext.losses.base import DISTANCE, LABEL
 from monai_losses_ext.losses.factory import get_loss
 
 
@@ -86,6 +89,38 @@ def check_weights(path: str | os.PathLike[str], network: nn.Module | None = None
                 f"ckpt_path: the weights in {path} are of another network: {name} is {there} there and {here} in "
                 "network_def. Give the --network_def that was trained, or another --ckpt_path."
             )
+
+
+def prepare_batch_with_distance(
+    batchdata: Mapping[str, Any],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hand the labels and their distance map to the loss together: a trainer's ``prepare_batch``.
+
+    Args:
+        batchdata: with ``image``, ``label`` and ``distance``.
+        device: where the tensors go.
+        non_blocking: whether the copy may run beside what follows.
+        kwargs: further arguments of the copy.
+
+    Returns:
+        The image, and ``{"label": ..., "distance": ...}``. The trainer keeps that as the batch's ``label``; where it
+        has post-processing or metrics, :class:`monai_losses_ext.transforms.UnpackLabeld` comes first there.
+
+    Raises:
+        SystemExit: one line, if there is no map.
+    """
+    if DISTANCE not in batchdata:
+        raise SystemExit(
+            "error: prepare_batch: the batch has no distance map. Add monai_losses_ext.transforms.SignedDistanceMapd "
+            "to the transforms, after those that change the spacing and before the random ones, and 'distance' to the "
+            f"keys of the random spatial ones; got {', '.join(sorted(map(str, batchdata)))}."
+        )
+    image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+    distance = batchdata[DISTANCE].to(device=device, non_blocking=non_blocking, **kwargs)
+    return image, {LABEL: label, DISTANCE: distance}
 
 
 def check_names() -> None:

@@ -81,3 +81,28 @@ def cross_entropy(p, labels, weight=None, smoothing: float = 0.0) -> float:
         total -= smoothing / num_classes * sum(weight[c] * math.log(p[c][v]) for c in range(num_classes))
         norm += weight[label]
     return total / norm
+
+
+def signed_distance(mask, spacing) -> list[float]:
+    """Signed distance of every voxel of a mask, by comparing it with every other voxel.
+
+    Args:
+        mask: nested lists of bools, any number of axes.
+        spacing: voxel size along each axis.
+
+    Returns:
+        The distances in the order of the voxels; inf where there is no other kind of voxel.
+    """
+
+    def voxels(part, place=()):
+        if not isinstance(part, list):
+            yield place, part
+            return
+        for i, inner in enumerate(part):
+            yield from voxels(inner, (*place, i * spacing[len(place)]))
+
+    places = list(voxels(mask))
+    return [
+        (-1 if inside else 1) * min((math.dist(a, b) for b, other in places if other != inside), default=math.inf)
+        for a, inside in places
+    ]

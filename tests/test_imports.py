@@ -19,7 +19,7 @@ ROOMS = [
     {"quickstart"},
     {"bundlekit", "benchmark"},
     {"handlers", "engine"},
-    {"transforms", "data", "metrics"},
+    {"transforms", "data", "metrics", "schedules"},
     {"losses"},
     {"sums", "distance"},
     {"_checks"},

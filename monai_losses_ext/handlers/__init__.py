@@ -11,6 +11,7 @@ from __future__ import annotations
 from .curves import CurvePicture
 from .evaluation import SegmentationReport
 from .pictures import PredictionPicture
+from .schedule import WeightSchedule
 from .tracking import LossTracker
 
-__all__ = ["CurvePicture", "LossTracker", "PredictionPicture", "SegmentationReport"]
+__all__ = ["CurvePicture", "LossTracker", "PredictionPicture", "SegmentationReport", "WeightSchedule"]

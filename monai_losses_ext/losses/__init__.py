@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from monai_losses_ext.losses.boundary import BoundaryLoss
 from monai_losses_ext.losses.compound import CompoundLoss, DiceCELoss, DiceFocalLoss
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.dice import DiceLoss
 from monai_losses_ext.losses.focal import FocalLoss
+from monai_losses_ext.losses.hausdorff import HausdorffDTLoss, LogHausdorffDTLoss
 from monai_losses_ext.losses.tversky import FocalTverskyLoss, TverskyLoss
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -18,13 +20,21 @@ LOSSES: dict[str, type[nn.Module]] = {
     "focal": FocalLoss,
     "tversky": TverskyLoss,
     "focal_tversky": FocalTverskyLoss,
+    "boundary": BoundaryLoss,
     "dice_ce": DiceCELoss,
     "dice_focal": DiceFocalLoss,
     "compound": CompoundLoss,
 }
+# MONAI's own, by name in a config like the others.
+MONAI_LOSSES: dict[str, type[nn.Module]] = {
+    "hausdorff_dt": HausdorffDTLoss,
+    "log_hausdorff_dt": LogHausdorffDTLoss,
+}
 
 __all__ = [
     "LOSSES",
+    "MONAI_LOSSES",
+    "BoundaryLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
     "DiceCELoss",
@@ -32,5 +42,7 @@ __all__ = [
     "DiceLoss",
     "FocalLoss",
     "FocalTverskyLoss",
+    "HausdorffDTLoss",
+    "LogHausdorffDTLoss",
     "TverskyLoss",
 ]

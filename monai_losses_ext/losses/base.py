@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,6 +23,9 @@ Positive = Annotated[float, _checks.Limits(above=0)]
 Fraction = Annotated[float, _checks.Limits(minimum=0, maximum=1)]
 ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
 Sums = Mapping[str, Tensor]
+# Labels alone, or a dictionary with them and their signed distance map.
+LABEL, DISTANCE = "label", "distance"
+Target = Tensor | Mapping[str, Tensor]
 
 
 class VoxelLoss(_Loss):
@@ -82,12 +85,22 @@ class VoxelLoss(_Loss):
         """Return the loss in the shape that MONAI's class gives it, for an input of ``ndim`` axes."""
         return value
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - MONAI's name
+    @property
+    def map_options(self) -> Hashable:
+        """What the distance map of a surface term depends on; None for a loss without such a term."""
+        return None
+
+    def distance_map(self, input: Tensor, label: Tensor, distance: Tensor | None) -> Tensor | None:  # noqa: A002
+        """Return the distance map that the surface terms need, ``[B, C, *S]``; ``distance`` came with the label."""
+        return None
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of a batch.
 
         Args:
             input: logits, ``[B, C, *S]`` with 1 to 3 spatial axes.
-            target: index labels ``[B, *S]`` or ``[B, 1, *S]``, or dense labels ``[B, C, *S]``.
+            target: index labels ``[B, *S]`` or ``[B, 1, *S]``, or dense labels ``[B, C, *S]``; or a dictionary with
+                such a ``label`` and its signed ``distance`` map ``[B, C, *S]``, which losses of regions pass over.
         """
         return fused_values([self], input, target)[0]
 
@@ -124,23 +137,42 @@ class VoxelLoss(_Loss):
             warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=4)
 
 
-def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Tensor) -> list[Tensor]:  # noqa: A002
+def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> list[Tensor]:  # noqa: A002
     """Return the value of each loss; those that see the same probabilities share one pass over the volume."""
+    label, distance = label_and_distance(target)
     num_channels = input.shape[1] if input.ndim > 1 else 0
+    any_map = next((loss.map_options for loss in losses if loss.map_options is not None), None)
     passes: dict[tuple[Any, ...], list[int]] = {}
     for i, loss in enumerate(losses):
         loss.warn_about_one_channel(num_channels)
+        # A loss without a map joins the pass of one that has a map.
         key = (loss.activation_for(num_channels), loss.other_act, loss.ignore_index, loss.backend)
-        passes.setdefault(key, []).append(i)
+        passes.setdefault((*key, any_map if loss.map_options is None else loss.map_options), []).append(i)
     values: dict[int, Tensor] = {}
-    for (activation, other_act, ignore_index, backend), members in passes.items():
+    for (activation, other_act, ignore_index, backend, _), members in passes.items():
         x = input if other_act is None else other_act(input)
         terms = list(dict.fromkeys(term for i in members for term in losses[i].terms_for(num_channels)))
-        sums = voxel_sums(x, target, terms, activation, ignore_index, backend=backend)
-        is_index = with_channel_axis(x, target).shape[1] < x.shape[1]
+        mapped = next((losses[i] for i in members if losses[i].map_options is not None), None)
+        phi = None if mapped is None else mapped.distance_map(x, label, distance)
+        sums = voxel_sums(x, label, terms, activation, ignore_index, phi, backend)
+        is_index = with_channel_axis(x, label).shape[1] < x.shape[1]
         for i in members:
             values[i] = losses[i].shaped(losses[i].formula(sums, is_index), input.ndim)
     return [values[i] for i in range(len(losses))]
+
+
+def label_and_distance(target: Target) -> tuple[Tensor, Tensor | None]:
+    """Split a target into the labels and their signed distance map, None where it holds labels alone.
+
+    Raises:
+        ValueError: for a dictionary without labels.
+    """
+    if isinstance(target, Tensor):
+        return target, None
+    if not isinstance(target, Mapping) or not isinstance(target.get(LABEL), Tensor):
+        got = sorted(target) if isinstance(target, Mapping) else type(target).__name__
+        raise _checks.fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {DISTANCE!r})", got)
+    return target[LABEL], target.get(DISTANCE)
 
 
 def activation_of(sigmoid: bool, softmax: bool, other_act: Any) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses.base import ClassWeights, Fraction, NonNegative, Reduction, VoxelLoss, fused_values
+from monai_losses_ext.losses.base import (
+    ClassWeights,
+    Fraction,
+    NonNegative,
+    Reduction,
+    Target,
+    VoxelLoss,
+    fused_values,
+    label_and_distance,
+)
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.dice import DiceLoss
 from monai_losses_ext.losses.focal import FocalLoss
@@ -87,12 +96,25 @@ class CompoundLoss(_Loss):
         """Return the weight of each component by name."""
         return dict(zip(self.names, self.weights.tolist(), strict=True))
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - MONAI's name
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change the weights of the named components, from the next forward pass on.
+
+        Raises:
+            ValueError: for an unknown name or a negative weight; no weight is changed then.
+        """
+        for name, value in weights.items():
+            _checks.one_of("weights", name, self.names)
+            _checks.number(f"weights: {name}", value, _checks.Limits(minimum=0))
+        for name, value in weights.items():
+            self.weights[self.names.index(name)] = value
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the weighted sum for a batch.
 
         Args:
             input: logits, ``[B, C, *S]``.
-            target: index labels ``[B, *S]`` or ``[B, 1, *S]``, or dense labels ``[B, C, *S]``.
+            target: index labels ``[B, *S]`` or ``[B, 1, *S]``, or dense labels ``[B, C, *S]``; or a dictionary with
+                such a ``label`` and its signed ``distance`` map, for a boundary loss among the components.
         """
         terms = self.component_values(input, target)
         self.last_terms = {name: term.detach() for name, term in zip(self.names, terms, strict=True)}
@@ -101,14 +123,14 @@ class CompoundLoss(_Loss):
             total = total + terms[i] * self.weights[i]
         return total.to(terms[0].dtype)
 
-    def component_values(self, input: Tensor, target: Tensor) -> list[Tensor]:  # noqa: A002
+    def component_values(self, input: Tensor, target: Target) -> list[Tensor]:  # noqa: A002
         """Return the value of each component, without its weight."""
         fused = [i for i, loss in enumerate(self.losses) if isinstance(loss, VoxelLoss) and not _is_voxel_map(loss)]
         members = [loss for loss in self.losses if isinstance(loss, VoxelLoss) and not _is_voxel_map(loss)]
         values = dict(zip(fused, fused_values(members, input, target), strict=True)) if fused else {}
         for i, loss in enumerate(self.losses):
             if i not in values:
-                values[i] = loss(input, target)
+                values[i] = loss(input, label_and_distance(target)[0])
         return [values[i] for i in range(len(self.losses))]
 
 

@@ -9,7 +9,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses.base import ClassWeights, Fraction, Reduction, Sums, VoxelLoss, activation_of
+from monai_losses_ext.losses.base import (
+    ClassWeights,
+    Fraction,
+    Reduction,
+    Sums,
+    Target,
+    VoxelLoss,
+    activation_of,
+    label_and_distance,
+)
 from monai_losses_ext.sums.voxel_sums import voxel_inputs
 
 
@@ -96,9 +105,11 @@ class CrossEntropyLoss(VoxelLoss):
         # Where nothing counts the total is 0 too; a tiny divisor would make its gradient infinite.
         return total if self.reduction == "sum" else total / torch.where(count > 0, count, 1.0)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
-        return super().forward(input, target) if self.reduction != "none" else self._voxel_map(input, target)
+        if self.reduction != "none":
+            return super().forward(input, target)
+        return self._voxel_map(input, label_and_distance(target)[0])
 
     def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
         num_channels = logits.shape[1]

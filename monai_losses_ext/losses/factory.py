@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses import LOSSES
+from monai_losses_ext.losses import LOSSES, MONAI_LOSSES
 from monai_losses_ext.losses.base import VoxelLoss
 from monai_losses_ext.losses.compound import CompoundLoss
 
@@ -22,6 +22,7 @@ from monai_losses_ext.losses.compound import CompoundLoss
 NOT_IN_CONFIG = frozenset({"self", "other_act", "reduction"})
 ACTIVATION_KEYS = frozenset({"sigmoid", "softmax", "use_softmax"})
 COMPOUND_KEYS = ("type", "components")
+BY_NAME = LOSSES | MONAI_LOSSES
 COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
 NOT_NEGATIVE = _checks.Limits(minimum=0)
 _CLASS_WEIGHT = " Weights of classes go into class_weight."
@@ -63,7 +64,7 @@ def get_loss(
     """
     config = read_config(config)
     defaults = {key: value for key, value in defaults.items() if not key.startswith("lambda_")}
-    known = sorted({key for loss in LOSSES.values() for key in inspect.signature(loss).parameters})
+    known = sorted({key for loss in BY_NAME.values() for key in inspect.signature(loss).parameters})
     for key in defaults:
         if key not in known:
             raise _checks.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
@@ -103,15 +104,15 @@ def _read_file(path: Path) -> Any:
 
 def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> nn.Module:
     if "type" not in config:
-        raise _checks.fail(where, f"needs a type, one of {', '.join(LOSSES)}", dict(config))
-    kind = _checks.one_of(f"{where}: type", config["type"], LOSSES)
+        raise _checks.fail(where, f"needs a type, one of {', '.join(BY_NAME)}", dict(config))
+    kind = _checks.one_of(f"{where}: type", config["type"], BY_NAME)
     place = f"{where}: {kind}"
     if kind == "compound":
         return _build_compound(config, where, defaults)
-    allowed = config_keys(LOSSES[kind])
+    allowed = config_keys(BY_NAME[kind])
     arguments = {key: value for key, value in config.items() if key != "type"}
     for key in arguments:
-        _checks.one_of(f"{place}: key", key, sorted({*allowed, "class_weight", *ACTIVATION_KEYS}))
+        _checks.one_of(f"{place}: key", key, sorted({*allowed, *ACTIVATION_KEYS, *_class_weight_keys(allowed)}))
     if "class_weight" in arguments:
         if "weight" in arguments:
             raise _checks.fail(place, "weight and class_weight are the same; give one of them", "both")
@@ -121,7 +122,7 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
     arguments = {key: value for key, value in arguments.items() if key not in ACTIVATION_KEYS}
     arguments |= {"use_softmax": activation["softmax"]} if "use_softmax" in allowed else activation
     try:
-        loss = LOSSES[kind](**arguments)
+        loss = BY_NAME[kind](**arguments)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}: {error}") from None
     strict = loss.losses[0] if isinstance(loss, CompoundLoss) else loss
@@ -160,6 +161,11 @@ def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str
 def config_keys(loss_class: type[nn.Module]) -> list[str]:
     """Return the constructor's arguments that a config may set."""
     return [key for key in inspect.signature(loss_class).parameters if key not in NOT_IN_CONFIG]
+
+
+def _class_weight_keys(allowed: Sequence[str]) -> list[str]:
+    """Return the second name of a loss's class weights, if it has any."""
+    return ["class_weight"] if "weight" in allowed else []
 
 
 def _activation(where: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, bool]:

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses.base import ClassWeights, Fraction, NonNegative, Reduction, Sums, VoxelLoss, per_class
+from monai_losses_ext.losses.base import (
+    ClassWeights,
+    Fraction,
+    NonNegative,
+    Reduction,
+    Sums,
+    Target,
+    VoxelLoss,
+    label_and_distance,
+    per_class,
+)
 from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.voxel_sums import voxel_inputs
 
@@ -130,9 +140,11 @@ class FocalLoss(VoxelLoss):
         selected = self.per_counted_class(argument, values, num_channels)
         return values if selected is None else selected
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
-        return super().forward(input, target) if self.reduction != "none" else self._voxel_map(input, target)
+        if self.reduction != "none":
+            return super().forward(input, target)
+        return self._voxel_map(input, label_and_distance(target)[0])
 
     def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
         num_channels = logits.shape[1]

@@ -12,19 +12,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor, nn
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses import LOSSES
-from monai_losses_ext.losses.factory import ACTIVATION_KEYS, COMPOUNDS, config_keys
+from monai_losses_ext.losses.factory import ACTIVATION_KEYS, BY_NAME, COMPOUNDS, config_keys
 
 
 def loss_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of what :func:`monai_losses_ext.get_loss` takes."""
-    plain = [name for name in LOSSES if name != "compound"]
-    losses = {name: _loss(name, LOSSES[name]) for name in plain}
+    plain = [name for name in BY_NAME if name != "compound"]
+    losses = {name: _loss(name, BY_NAME[name]) for name in plain}
     single = [name for name in plain if name not in COMPOUNDS]
     components = {f"{name}_component": _component(losses[name]) for name in single}
     compound = {
         "type": "object",
-        "description": _summary(LOSSES["compound"]),
+        "description": _summary(BY_NAME["compound"]),
         "properties": {
             "type": {"const": "compound"},
             "components": {
@@ -61,7 +60,8 @@ def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
         properties[key] = _argument(hints[key]) | {"default": default}
         if key in texts:
             properties[key]["description"] = texts[key]
-    properties["class_weight"] = {**properties["weight"], "description": "Another name of weight."}
+    if "weight" in properties:
+        properties["class_weight"] = {**properties["weight"], "description": "Another name of weight."}
     for key in sorted(ACTIVATION_KEYS - {"use_softmax"}):
         properties.setdefault(key, {"type": "boolean", "description": f"Take a {key} of the input."})
     return {

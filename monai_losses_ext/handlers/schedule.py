@@ -1,0 +1,48 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of a compound loss that change with the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from monai_losses_ext._checks import fail
+from monai_losses_ext.losses.compound import CompoundLoss
+from monai_losses_ext.schedules import get_schedule, weights_at
+
+
+class WeightSchedule:
+    """Set weights of a compound loss at the start of every epoch, as functions of the epoch.
+
+    The values depend on nothing but the epoch's number, so a resumed training goes on with the right ones.
+    :class:`LossTracker` puts them into the metrics, as ``weight_<name>``.
+
+    Args:
+        loss: the trainer's loss.
+        schedules: one or a list of what :func:`monai_losses_ext.schedules.get_schedule` takes.
+
+    Raises:
+        ValueError: one line, for a loss that is no compound, or a schedule of a component that it does not have.
+
+    Example:
+        ``{"_target_": "monai_losses_ext.handlers.WeightSchedule", "loss": "@loss", "schedules":
+        {"type": "rebalance", "component": "boundary", "regions": ["dice", "focal"]}}``
+    """
+
+    def __init__(self, loss: Any, schedules: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        if not isinstance(loss, CompoundLoss):
+            raise fail("WeightSchedule: loss", "must be a compound loss", type(loss).__name__)
+        self.loss = loss
+        self.schedules = [get_schedule(one) for one in ([schedules] if isinstance(schedules, Mapping) else schedules)]
+        loss.set_weights(weights_at(self.schedules, 1))  # a misspelt component ends it here, not in the training
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the weights of the engine's epoch."""
+        self.loss.set_weights(weights_at(self.schedules, engine.state.epoch))

@@ -1,0 +1,170 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Boundary loss: how far from the reference's boundary the prediction errs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
+
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from torch import Tensor
+
+from monai_losses_ext import _checks
+from monai_losses_ext.distance import signed_distance
+from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of
+from monai_losses_ext.sums.voxel_sums import with_channel_axis
+
+
+class BoundaryLoss(VoxelLoss):
+    """Penalise each false voxel by its distance to the reference's boundary.
+
+    ``sum m phi p - sum m min(phi, 0)`` per sample and class, over the number of voxels, with ``phi`` the signed
+    distance in millimetres, negative inside. It is 0 where the prediction is the reference, and never negative,
+    whatever happened to the map on its way (crop, rotation, zoom, half precision). The published form, ``sum phi p``,
+    has the same gradient and differs by a constant.
+
+    The map comes with the target, if that is a dictionary ``{"label": ..., "distance": [B, C, *S]}`` (see
+    :class:`monai_losses_ext.transforms.SignedDistanceMapd`); otherwise it is computed of the labels at every step,
+    where whatever lies beyond the patch is not known.
+
+    Use it beside a region loss, and raise its weight slowly: on its own it is flat far from a boundary.
+
+    Args:
+        include_background: whether class 0 counts.
+        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        sigmoid: take a sigmoid per channel of the input.
+        softmax: take a softmax over the channels of the input.
+        other_act: a function applied to the input instead.
+        reduction: ``mean`` over samples and classes, ``sum``, or ``none``.
+        batch: average over the samples before the reduction.
+        weight: one factor per class, or one for all.
+        ignore_index: label of the voxels that do not count. In a map that is computed here they lie outside of all
+            classes.
+        normalize: ``voxels``: the mean over the voxels that count, in mm; ``distance``: the same with every map divided
+            by its largest absolute value, without a unit and at most 2; ``none``: the sum.
+        absent: map of a class that the reference lacks: ``far``, half the diagonal of the volume, so that a false
+            positive costs something; or ``zero``, which leaves it without a gradient, as MONAI does. A class that fills
+            the volume gets the opposite. Only for maps that are computed here.
+        convention: ``signed``; or ``kervadec``, the published code's and MONAI's map, which is off by one inside. Only
+            for maps that are computed here.
+        spacing: voxel size in mm, one number or one per axis, for maps that are computed here; taken from the affine of
+            the target, sample by sample, unless given; 1 mm, with a warning, for a target without an affine.
+        distance_backend: ``edt``, ``scipy`` or ``auto``, see :func:`monai_losses_ext.distance.signed_distance`.
+
+    Shape:
+        input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]`` or a dictionary with such a label;
+        result ``[]``, or for ``none`` ``[B, C']`` (``[C']`` with ``batch``).
+
+    Source:
+        Kervadec et al. 2019, https://arxiv.org/abs/1812.07032. Differs by the constant, in the map inside, in
+        millimetres and in absent classes.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[[9.0, 9.0, 9.0, -9.0], [-9.0, -9.0, -9.0, 9.0]]])
+        >>> loss = BoundaryLoss(softmax=True, include_background=False, spacing=2.0)
+        >>> round(loss(logits, torch.tensor([[0, 0, 1, 1]])).item(), 2)  # one voxel of four, 2 mm inside
+        0.5
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[..., Tensor] | None = None,
+        reduction: Reduction = "mean",
+        batch: bool = False,
+        weight: ClassWeights = None,
+        ignore_index: int | None = None,
+        normalize: Literal["voxels", "distance", "none"] = "voxels",
+        absent: Literal["far", "zero"] = "far",
+        convention: Literal["signed", "kervadec"] = "signed",
+        spacing: Positive | Sequence[Positive] | None = None,
+        distance_backend: Literal["auto", "edt", "scipy"] = "auto",
+    ) -> None:
+        activation = activation_of(sigmoid, softmax, other_act)
+        _checks.check_arguments(BoundaryLoss.__init__, locals())
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            activation=activation,
+            other_act=other_act,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+        )
+        self.terms = ("surface", "surface_min", "count")
+        self.batch = batch
+        self.normalize = normalize
+        self.absent = absent
+        self.convention = convention
+        self.spacing = tuple(spacing) if isinstance(spacing, Sequence) else spacing
+        self.distance_backend = distance_backend
+        self._warned = False
+
+    @property
+    def map_options(self) -> Hashable:
+        """What the map depends on."""
+        scaled = self.normalize == "distance"
+        return scaled, self.absent, self.convention, self.spacing, self.distance_backend, self.include_background
+
+    @torch.no_grad()
+    def distance_map(self, input: Tensor, label: Tensor, distance: Tensor | None) -> Tensor:  # noqa: A002
+        """Return the map ``[B, C, *S]`` that the loss integrates: the one that came with the label, or a new one."""
+        if distance is None:
+            distance = self._new_map(input, label)
+        if self.normalize == "distance":
+            axes = tuple(range(2, distance.ndim))
+            largest = torch.maximum(distance.amax(axes, keepdim=True), -distance.amin(axes, keepdim=True))
+            distance = distance / torch.where(largest > 0, largest, 1.0)
+        return distance
+
+    def _new_map(self, input: Tensor, label: Tensor) -> Tensor:  # noqa: A002
+        dense = with_channel_axis(input, label)
+        spacing = self.spacing if self.spacing is not None else spacing_of(label, dense.ndim - 2)
+        if spacing is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "BoundaryLoss: the target has no affine (a plain tensor; a compiled trainer makes them plain), so "
+                "voxels count as 1 mm. Give spacing to say how large they are.",
+                stacklevel=6,
+            )
+        return signed_distance(
+            dense,
+            input.shape[1] if dense.shape[1] < input.shape[1] else None,
+            spacing,
+            self.absent,
+            self.convention,
+            self.include_background,
+            self.distance_backend,
+        )
+
+    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+        """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
+        values = self.without_background(sums["surface"] - sums["surface_min"])
+        if self.normalize != "none":
+            count = self.without_background(sums["count"])
+            values = values / torch.where(count > 0, count, 1.0)
+        weights = self.per_counted_class("weight", self.class_weight, sums["count"].shape[1])
+        if weights is not None:
+            values = values * weights.to(values)
+        if self.batch:
+            values = values.mean(0)
+        if self.reduction == "none":
+            return values
+        return values.mean() if self.reduction == "mean" else values.sum()
+
+
+def spacing_of(label: Tensor, num_axes: int) -> list[float] | list[list[float]] | None:
+    """Return the voxel size along each axis in mm, of a label or of each sample of a batch; None without an affine."""
+    if not isinstance(label, MetaTensor):
+        return None
+    affine = torch.as_tensor(label.affine, dtype=torch.float64)
+    sizes = [[float(mm) for mm in affine_to_spacing(one, r=num_axes)] for one in affine.reshape(-1, *affine.shape[-2:])]
+    return sizes if affine.ndim == 3 else sizes[0]

@@ -1,0 +1,114 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of a compound loss as functions of the epoch: no state, so that a resumed training needs none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from monai_losses_ext import _checks
+
+Weight = Annotated[float, _checks.Limits(minimum=0)]
+Share = Annotated[float, _checks.Limits(minimum=0, maximum=1)]
+Step = Annotated[float, _checks.Limits(above=0, maximum=1)]
+Epochs = Annotated[int, _checks.Limits(minimum=1)]
+
+Weights = dict[str, float]
+Schedule = Callable[[int], Weights]  # epoch, from 1 -> name of a component -> weight
+
+
+def constant(component: str, value: Weight) -> Schedule:
+    """Keep a component at one weight."""
+    _checks.check_arguments(constant, locals())
+    return lambda epoch: {component: value}
+
+
+def linear(component: str, start: Weight, end: Weight, epochs: Epochs) -> Schedule:
+    """Move a component's weight from ``start`` in the first epoch to ``end`` in epoch ``epochs``, and keep it there."""
+    _checks.check_arguments(linear, locals())
+    return lambda epoch: {component: start + (end - start) * _progress(epoch, epochs)}
+
+
+def cosine(component: str, start: Weight, end: Weight, epochs: Epochs) -> Schedule:
+    """As :func:`linear`, but along half a wave: slowly at both ends."""
+    _checks.check_arguments(cosine, locals())
+    return lambda epoch: {component: end + (start - end) * (1 + math.cos(math.pi * _progress(epoch, epochs))) / 2}
+
+
+def rebalance(
+    component: str, regions: str | Sequence[str] | Mapping[str, float], step: Step = 0.01, floor: Share = 0.1
+) -> Schedule:
+    """Move weight from the losses of regions to the loss of the boundary, one step an epoch.
+
+    In epoch ``e`` the regions together have ``max(floor, 1 - step e)``, the boundary has the rest. Kervadec et al.
+    2019, https://arxiv.org/abs/1812.07032 ("rebalance"), with a floor.
+
+    Args:
+        component: the boundary loss.
+        regions: the region losses; a dictionary gives each its share of what they have together, else equal shares.
+        step: what moves in an epoch.
+        floor: what the regions keep.
+    """
+    _checks.check_arguments(rebalance, {"component": component, "step": step, "floor": floor})
+    names = [regions] if isinstance(regions, str) else list(regions)
+    shares = [float(regions[name]) for name in names] if isinstance(regions, Mapping) else [1.0] * len(names)
+    if not names or min(shares) < 0 or sum(shares) <= 0:
+        raise _checks.fail("regions", "must name at least one loss, with shares of at least 0", regions)
+
+    def weights(epoch: int) -> Weights:
+        region = max(floor, 1 - step * epoch)
+        return {name: region * share / sum(shares) for name, share in zip(names, shares, strict=True)} | {
+            component: 1 - region
+        }
+
+    return weights
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "rebalance": rebalance,
+}
+
+
+def get_schedule(config: Mapping[str, Any]) -> Schedule:
+    """Build a schedule from its description, such as ``{"type": "linear", "component": "boundary", "start": 0, ...}``.
+
+    Raises:
+        ValueError: one line, for an unknown type or argument, a missing one, or a wrong value.
+    """
+    arguments = dict(config) if isinstance(config, Mapping) else {}
+    kind = _checks.one_of("schedule: type", arguments.pop("type", None), SCHEDULES)
+    build = SCHEDULES[kind]
+    known = list(build.__annotations__)[:-1]  # the last is the return type
+    for key in arguments:
+        _checks.one_of(f"schedule: {kind}: key", key, known)
+    try:
+        return build(**arguments)
+    except TypeError as error:
+        raise _checks.fail(f"schedule: {kind}", f"takes {', '.join(known)}", str(error)) from None
+    except ValueError as error:
+        raise ValueError(f"schedule: {kind}: {error}") from None
+
+
+def weights_at(schedules: Sequence[Schedule], epoch: int) -> Weights:
+    """Return what the schedules together set in an epoch, the first being 1."""
+    return {name: weight for schedule in schedules for name, weight in schedule(epoch).items()}
+
+
+def table(schedules: Sequence[Schedule], epochs: int) -> list[Weights]:
+    """Return the weights of every epoch, without a training.
+
+    Example:
+        >>> table([linear("boundary", 0.0, 0.5, epochs=3)], epochs=4)
+        [{'boundary': 0.0}, {'boundary': 0.25}, {'boundary': 0.5}, {'boundary': 0.5}]
+    """
+    return [weights_at(schedules, epoch) for epoch in range(1, epochs + 1)]
+
+
+def _progress(epoch: int, epochs: int) -> float:
+    """Return how far the first ``epochs`` epochs have come: 0 in the first, 1 in the last and ever after."""
+    return min(1.0, (epoch - 1) / (epochs - 1)) if epochs > 1 else 1.0

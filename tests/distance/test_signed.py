@@ -1,0 +1,157 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Signed distance maps against brute force, and the properties that define them."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.losses import BoundaryLoss as MonaiBoundaryLoss
+
+from monai_losses_ext.distance import signed_distance
+
+BACKENDS = ["scipy", pytest.param("edt", marks=pytest.mark.skipif(not importlib.util.find_spec("edt"), reason="extra"))]
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@st.composite
+def label_maps(draw):
+    """Labels ``[1, 1, *S]``, the number of classes and the voxel size."""
+    num_classes = draw(st.integers(2, 4))
+    shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    labels = torch.randint(0, num_classes, shape, generator=generator)
+    if draw(st.booleans()):  # blobs rather than noise
+        labels = labels.where(torch.rand(shape, generator=generator) < 0.2, 0)
+    spacing = draw(st.lists(st.floats(0.2, 6), min_size=len(shape), max_size=len(shape)))
+    return labels[None, None], num_classes, spacing
+
+
+@every_backend
+@settings(max_examples=150, deadline=None)
+@given(case=label_maps())
+def test_equals_brute_force(backend, case):
+    labels, num_classes, spacing = case
+    maps = signed_distance(labels, num_classes, spacing, backend=backend)
+    half_diagonal = math.hypot(*(n * mm for n, mm in zip(labels.shape[2:], spacing, strict=True))) / 2
+    for c in range(num_classes):
+        expected = torch.tensor(oracles.signed_distance((labels[0, 0] == c).tolist(), spacing))
+        expected = expected.clamp(-half_diagonal if expected.isinf().any() else -math.inf)
+        expected = torch.where(expected == math.inf, half_diagonal, expected)
+        assert torch.allclose(maps[0, c].flatten(), expected, rtol=0, atol=1e-4)
+
+
+@every_backend
+@settings(max_examples=50, deadline=None)
+@given(case=label_maps())
+def test_masks_give_what_labels_give(backend, case):
+    labels, num_classes, spacing = case
+    masks = torch.cat([labels == c for c in range(num_classes)], 1)
+    expected = signed_distance(labels, num_classes, spacing, backend=backend)
+    assert torch.allclose(signed_distance(masks, None, spacing, backend=backend), expected, atol=1e-4)
+    assert torch.allclose(signed_distance(0.2 + 0.6 * masks, None, spacing, backend=backend), expected, atol=1e-4)
+
+
+@every_backend
+@settings(max_examples=50, deadline=None)
+@given(case=label_maps())
+def test_changes_sign_when_inside_and_outside_are_exchanged(backend, case):
+    labels, _, spacing = case
+    mask = labels == 1
+    maps = signed_distance(torch.cat([mask, ~mask], 1), None, spacing, backend=backend)
+    assert torch.equal(maps[:, 0], -maps[:, 1])
+
+
+@every_backend
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 3.0, (0.5, 3.0, 1.0)])
+def test_is_negative_inside_and_positive_outside(backend, spacing):
+    labels = torch.zeros(1, 1, 9, 10, 11, dtype=torch.uint8)
+    labels[..., 2:6, 3:5, 4:9] = 1
+    labels[..., 7, 7, 7] = 2  # a single voxel
+    maps = signed_distance(labels, 3, spacing, backend=backend)
+    for c in range(3):
+        inside = labels[0, 0] == c
+        assert (maps[0, c][inside] < 0).all() and (maps[0, c][~inside] > 0).all()
+    smallest = min(spacing) if isinstance(spacing, tuple) else spacing
+    assert maps.abs().min().item() == pytest.approx(smallest)
+
+
+@every_backend
+def test_overlapping_masks(backend):
+    masks = torch.zeros(1, 2, 8, 8)
+    masks[:, 0, 2:7, 2:7] = 1
+    masks[:, 1, 3:5, 3:5] = 1
+    maps = signed_distance(masks, backend=backend)
+    for c in range(2):
+        assert torch.equal(maps[:, c : c + 1], signed_distance(masks[:, c : c + 1], backend=backend))
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64, torch.float16, torch.float32])
+def test_label_dtypes_and_samples_of_their_own_spacing(backend, dtype):
+    labels = torch.randint(0, 3, (3, 1, 6, 5))
+    spacing = [[1.0, 2.0], [0.5, 0.5], [3.0, 0.7]]
+    maps = signed_distance(labels.to(dtype), 3, spacing, backend=backend)
+    for b in range(3):
+        alone = signed_distance(labels[b : b + 1], 3, spacing[b], backend=backend)
+        assert torch.equal(maps[b : b + 1], alone)
+
+
+@every_backend
+def test_a_value_that_is_no_class_lies_outside_of_all(backend):
+    labels = torch.tensor([[[0, 0, 1, 255, 255]]])
+    assert signed_distance(labels, 2, backend=backend)[0].tolist() == [[-2, -1, 1, 2, 3], [2, 1, -1, 1, 2]]
+    assert signed_distance(labels.float() - 1, 2, backend=backend)[0, 0].tolist() == [2, 1, -1, 1, 2]
+
+
+@every_backend
+def test_absent_and_full_classes(backend):
+    labels = torch.zeros(1, 1, 3, 4)
+    assert signed_distance(labels, 2, spacing=2.0, backend=backend)[0].unique(dim=-1).tolist() == [
+        [[-5.0]] * 3,
+        [[5.0]] * 3,
+    ]
+    assert signed_distance(labels, 2, absent="zero", backend=backend).count_nonzero() == 0
+
+
+@every_backend
+def test_without_background_its_channel_is_zero(backend):
+    labels = torch.randint(0, 3, (1, 1, 5, 5))
+    maps = signed_distance(labels, 3, include_background=False, backend=backend)
+    assert maps[:, 0].count_nonzero() == 0
+    assert torch.equal(maps[:, 1:], signed_distance(labels, 3, backend=backend)[:, 1:])
+
+
+@every_backend
+def test_kervadecs_convention_is_monais(backend):
+    labels = torch.zeros(2, 1, 8, 9, 7)
+    labels[:, :, 2:5, 3:8, 2:6] = 1
+    labels[1, :, 6] = 2
+    masks = torch.cat([labels == c for c in range(4)], 1).float()
+    maps = signed_distance(masks, convention="kervadec", absent="zero", backend=backend)
+    assert torch.allclose(maps, MonaiBoundaryLoss().compute_distance_map(masks), atol=1e-5)
+    fine = signed_distance(labels[:1], 2, spacing=0.5, convention="kervadec", backend=backend)
+    assert fine[0, 1][labels[0, 0] == 1].max() == 0.5  # the published formula at 0.5 mm: positive inside
+
+
+def test_errors_are_one_line():
+    labels = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"^absent: must be one of far, zero; got 'fat'\. Did you mean 'far'\?$"):
+        signed_distance(labels, 2, absent="fat")
+    with pytest.raises(ValueError, match=r"^convention: must be one of signed, kervadec; got"):
+        signed_distance(labels, 2, convention="monai")
+    with pytest.raises(ValueError, match=r"^distance backend: must be one of auto, edt, scipy; got"):
+        signed_distance(labels, 2, backend="numpy")
+    for spacing in (0.0, -1.0, [1.0, 1.0, 1.0], math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"^spacing: must be a number above 0"):
+            signed_distance(labels, 2, spacing=spacing)
+    with pytest.raises(ValueError, match=r"^target: index labels must be \[B, 1, \*S\]; got \[1, 2, 4\]"):
+        signed_distance(torch.zeros(1, 2, 4), 2)
+    with pytest.raises(ValueError, match=r"^target: must be \[B, C, \*S\] with 1 to 3 spatial axes"):
+        signed_distance(torch.zeros(1, 2))
