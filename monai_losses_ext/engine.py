@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from monai_losses_ext._checks import fail, nearest
 from monai_losses_ext.data.dataset import read_cases
 from monai_losses_ext.losses.base import DISTANCE, LABEL
+from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.factory import get_loss
+from monai_losses_ext.schedules import get_schedules, weights_at
 
 
 def check_inputs(
@@ -44,17 +46,33 @@ def check_inputs(
 
     Raises:
         SystemExit: with one line that says what is wrong: a name on the command line that nothing in the config uses,
-            a dataset or checkpoint that is not there, weights of another network, a loss that cannot be built.
+            a dataset or checkpoint that is not there, weights of another network, a loss or a weight schedule that
+            cannot be built.
     """
     try:
         check_names()
         read_cases(dataset_dir)
         if loss_config is not None:
-            get_loss(loss_config)
+            check_schedules(get_loss(loss_config))
         if checkpoint is not None:
             check_weights(checkpoint, network)
     except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def check_schedules(loss: nn.Module) -> None:
+    """Check the running config's weight schedules against the loss that they are for.
+
+    Raises:
+        ValueError: one line, for a schedule that cannot be built, or of a component that the loss does not have.
+    """
+    parser = running_workflow().parser
+    for i, handler in enumerate(parser.get("train#handlers")):
+        if handler["_target_"] == "monai_losses_ext.handlers.WeightSchedule":
+            schedules = get_schedules(parser.get_parsed_content(f"train#handlers#{i}#schedules"))
+            if not isinstance(loss, CompoundLoss):
+                raise fail("schedules", "must be of a compound loss", type(loss).__name__)
+            loss.set_weights(weights_at(schedules, 1))
 
 
 def check_weights(path: str | os.PathLike[str], network: nn.Module | None = None) -> None:

@@ -94,6 +94,11 @@ def get_schedule(config: Mapping[str, Any]) -> Schedule:
         raise ValueError(f"schedule: {kind}: {error}") from None
 
 
+def get_schedules(configs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Schedule]:
+    """Build schedules from one description or a list of them; see :func:`get_schedule`."""
+    return [get_schedule(config) for config in ([configs] if isinstance(configs, Mapping) else configs)]
+
+
 def weights_at(schedules: Sequence[Schedule], epoch: int) -> Weights:
     """Return what the schedules together set in an epoch, the first being 1."""
     return {name: weight for schedule in schedules for name, weight in schedule(epoch).items()}

@@ -30,8 +30,8 @@ def test_moves_from_start_to_end_and_stays(kind):
     got = values({"type": kind, "component": "boundary", "start": 0.1, "end": 0.9, "epochs": 11}, 15)
     assert got[0] == pytest.approx(0.1) and got[5] == pytest.approx(0.5)
     assert got[10:] == pytest.approx([0.9] * 5)
-    assert all(a < b for a, b in itertools.pairwise(got))
-    steps = [b - a for a, b in itertools.pairwise(got)]
+    assert all(a < b for a, b in itertools.pairwise(got[:11]))
+    steps = [b - a for a, b in itertools.pairwise(got[:11])]
     if kind == "linear":
         assert steps == pytest.approx([0.08] * 10)
     else:

@@ -20,12 +20,16 @@ import torch
 from tqdm import tqdm
 
 from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
+from monai_losses_ext.benchmark.distance import measure_epoch, measure_maps, measure_term
 from monai_losses_ext.benchmark.memory import measure_memory
 from monai_losses_ext.benchmark.quality import measure_quality
 from monai_losses_ext.benchmark.report import write_tables
 from monai_losses_ext.benchmark.speed import measure_speed
 
-SUITES = "speed: time and memory; report: write the docs' tables from the JSON; quality: evaluate a trained bundle"
+SUITES = (
+    "speed: time and memory; distance: what distance maps cost; quality: evaluate a trained bundle; "
+    "report: write the docs' tables from the JSON"
+)
 # Memory is measured where the losses differ in kind, and at the size that matters least to noise.
 MEMORY_CASES = [(loss, shape) for loss in ("dice", "dice_ce", "dice_focal_ce") for shape in ("2x3x96^3", "2x14x96^3")]
 
@@ -39,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.suite == "quality":
         return _quality(arguments)
     torch.set_num_threads(arguments.threads)
+    if arguments.suite == "distance":
+        return _distance(arguments)
     cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
     result: dict[str, Any] = {"about": _about(arguments), "speed": [], "memory": []}
     for loss, shape in tqdm(cases, desc="speed"):
@@ -47,26 +53,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         [case for case in MEMORY_CASES if case in cases and not arguments.no_memory], desc="memory"
     ):
         result["memory"].append(measure_memory(loss, shape, arguments.seed))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(arguments.out)
+    return _write(arguments, result, "speed--cpu.json")
+
+
+def _write(arguments: argparse.Namespace, result: dict[str, Any], default: str) -> int:
+    out: Path = arguments.out or Path("docs/benchmarks") / default
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(out)
     return 0
+
+
+def _distance(arguments: argparse.Namespace) -> int:
+    """Measure maps by every backend, the loss's term, and, where there is data, a training's epoch."""
+    rows = [
+        measure_maps("2x3x96^3", backend, arguments.repeats, arguments.seed)
+        for backend in tqdm(("edt", "scipy"), desc="maps")
+    ]
+    shapes = [shape for shape in arguments.shapes if shape != "16x2x512^2"]
+    rows += [measure_term(shape, arguments.repeats, arguments.seed) for shape in tqdm(shapes, desc="term")]
+    if arguments.dataset_dir is not None:
+        rows.append(measure_epoch(arguments.dataset_dir, arguments.repeats))
+    return _write(arguments, {"about": _about(arguments), "distance": rows}, "distance--cpu.json")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
-    parser.add_argument("suite", choices=["speed", "report", "quality"], help=SUITES)
+    parser.add_argument("suite", choices=["speed", "distance", "report", "quality"], help=SUITES)
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="default: all")
     parser.add_argument("--losses", nargs="+", default=list(loss_pairs()), choices=loss_pairs(), help="default: all")
     parser.add_argument("--no-memory", action="store_true", help="measure times only")
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs/benchmarks/speed--cpu.json"), help="default: %(default)s"
-    )
+    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/<suite>--cpu.json")
     parser.add_argument("--bundle", type=Path, help="quality: folder of the trained bundle")
-    parser.add_argument("--dataset-dir", type=Path, help="quality: the data it was trained on")
+    parser.add_argument(
+        "--dataset-dir", type=Path, help="quality: the data it was trained on; distance: data for an epoch"
+    )
     return parser
 
 
@@ -77,9 +101,7 @@ def _quality(arguments: argparse.Namespace) -> int:
     result = measure_quality(arguments.bundle, arguments.dataset_dir)
     result["hardware"] = f"{about['cpu']}, {about['cores']} cores"
     result["about"] = {key: about[key] for key in ("date", "commit", "python", "versions")}
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(arguments.out)
-    return 0
+    return _write(arguments, result, "hippocampus.json")
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def tables(root: Path) -> dict[Path, str]:
     performance, readme = root / "docs" / "training" / "performance.md", root / "README.md"
     text = _between_marks(performance.read_text(), "speed", _speed_table(speed))
     text = _between_marks(text, "memory", _memory_table(speed))
+    text = _between_marks(text, "distance", _distance_table(json.loads((results / "distance--cpu.json").read_text())))
     return {performance: text, readme: _between_marks(readme.read_text(), "results", _quality_table(quality))}
 
 
@@ -54,12 +55,39 @@ def _quality_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _speed_table(result: dict[str, Any]) -> str:
-    about = result["about"]
-    lines = [
+def _machine(about: dict[str, Any]) -> str:
+    return (
         f"{about['cpu']}, {about['threads']} threads, torch {about['versions']['torch']}, "
-        f"MONAI {about['versions']['monai']}, {about['date']}, commit {about['commit']}; "
-        "float32, forward + backward, medians.",
+        f"MONAI {about['versions']['monai']}, {about['date']}, commit {about['commit']}"
+    )
+
+
+def _distance_table(result: dict[str, Any]) -> str:
+    what = {
+        "maps": "signed maps of the foreground by {backend}, {shape}",
+        "term": "Dice + focal + boundary with a given map, {shape}",
+        "epoch": "cached epoch of {cases} hippocampus cases, Dice + boundary, precomputed maps",
+    }
+    lines = [
+        f"{_machine(result['about'])}; medians.",
+        "",
+        "| what | baseline | ours, ms | baseline, ms | ours / baseline (p20 to p80) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["distance"]:
+        ours, theirs = row["ours_ms"]["median"], row["baseline_ms"]["median"]
+        name = what[row["what"]].format(**row)
+        lines.append(f"| {name} | {row['baseline']} | {ours:.0f} | {theirs:.0f} | {_spread(row['ratio'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
+
+
+def _speed_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{_machine(result['about'])}; float32, forward + backward, medians.",
         "",
         "| shape | loss | baseline | ours, ms | baseline, ms | ours / baseline (p20 to p80) |",
         "|---|---|---|---|---|---|",
@@ -68,9 +96,9 @@ def _speed_table(result: dict[str, Any]) -> str:
 
 
 def _speed_row(row: dict[str, Any]) -> str:
-    ours, theirs, ratio = row["ours_ms"]["both"]["median"], row["baseline_ms"]["both"]["median"], row["ratio"]
-    spread = f"{ratio['median']:.2f} ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
-    return f"| {row['shape']} | {row['loss']} | {row['baseline']} | {ours:.0f} | {theirs:.0f} | {spread} |"
+    ours, theirs = row["ours_ms"]["both"]["median"], row["baseline_ms"]["both"]["median"]
+    times = f"{ours:.0f} | {theirs:.0f} | {_spread(row['ratio'])}"
+    return f"| {row['shape']} | {row['loss']} | {row['baseline']} | {times} |"
 
 
 def _memory_table(result: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,21 +29,29 @@ def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, A
     pair = loss_pairs()[loss]
     logits, labels = make_batch(SHAPES[shape], seed)
     _check_parity(pair, logits, labels)
-    rounds: dict[str, list[tuple[float, float]]] = {"ours": [], "baseline": []}
-    for _ in range(2 + repeats):
-        for side, function in (("ours", pair.ours), ("baseline", pair.baseline)):
-            rounds[side].append(_time_once(function, logits, labels))
-    counted = {side: times[2:] for side, times in rounds.items()}
-    ratios = [sum(a) / sum(b) for a, b in zip(counted["ours"], counted["baseline"], strict=True)]
+
+    def time_once(function: LossFunction) -> tuple[float, float]:
+        return _forward_and_backward(function, logits, labels)
+
+    ours, baseline = in_turn(lambda: time_once(pair.ours), lambda: time_once(pair.baseline), repeats)
     return {
         "loss": loss,
         "shape": shape,
         "baseline": pair.baseline_name,
         "repeats": repeats,
-        "ours_ms": _summary(counted["ours"]),
-        "baseline_ms": _summary(counted["baseline"]),
-        "ratio": _quantiles(ratios),
+        "ours_ms": _summary(ours),
+        "baseline_ms": _summary(baseline),
+        "ratio": quantiles([sum(a) / sum(b) for a, b in zip(ours, baseline, strict=True)]),
     }
+
+
+Times = TypeVar("Times")
+
+
+def in_turn(ours: Callable[[], Times], baseline: Callable[[], Times], repeats: int) -> tuple[list[Times], list[Times]]:
+    """Call both in turn, in one process, and return what they measured; the first two rounds are not counted."""
+    rounds = [(ours(), baseline()) for _ in range(2 + repeats)][2:]
+    return [a for a, _ in rounds], [b for _, b in rounds]
 
 
 def _check_parity(pair: Pair, logits: Tensor, labels: Tensor) -> None:
@@ -59,7 +68,7 @@ def _check_parity(pair: Pair, logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _time_once(function: LossFunction, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+def _forward_and_backward(function: LossFunction, logits: Tensor, labels: Tensor) -> tuple[float, float]:
     logits.grad = None
     start = time.perf_counter()
     value = function(logits, labels)
@@ -71,9 +80,10 @@ def _time_once(function: LossFunction, logits: Tensor, labels: Tensor) -> tuple[
 def _summary(times: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
     forward, backward = zip(*times, strict=True)
     both = [sum(pair) for pair in times]
-    return {"forward": _quantiles(forward), "backward": _quantiles(backward), "both": _quantiles(both)}
+    return {"forward": quantiles(forward), "backward": quantiles(backward), "both": quantiles(both)}
 
 
-def _quantiles(values: Any) -> dict[str, float]:
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Return the median of the values and what a fifth of them is below and above."""
     cuts = statistics.quantiles(values, n=10, method="inclusive")
     return {"p20": round(cuts[1], 3), "median": round(statistics.median(values), 3), "p80": round(cuts[7], 3)}

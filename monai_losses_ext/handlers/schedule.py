@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 
 from monai_losses_ext._checks import fail
 from monai_losses_ext.losses.compound import CompoundLoss
-from monai_losses_ext.schedules import get_schedule, weights_at
+from monai_losses_ext.schedules import get_schedules, weights_at
 
 
 class WeightSchedule:
@@ -36,7 +36,7 @@ class WeightSchedule:
         if not isinstance(loss, CompoundLoss):
             raise fail("WeightSchedule: loss", "must be a compound loss", type(loss).__name__)
         self.loss = loss
-        self.schedules = [get_schedule(one) for one in ([schedules] if isinstance(schedules, Mapping) else schedules)]
+        self.schedules = get_schedules(schedules)
         loss.set_weights(weights_at(self.schedules, 1))  # a misspelt component ends it here, not in the training
 
     def attach(self, engine: Engine) -> None:

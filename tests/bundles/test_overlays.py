@@ -67,6 +67,27 @@ def test_maps_are_of_no_use_to_other_losses_and_do_no_harm(bundle: Path, dataset
     assert "loss_boundary" not in workflow.parser.get_parsed_content("train#trainer").state.metrics
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"loss_config": "dice"}, "error: schedules: must be of a compound loss; got 'DiceLoss'."),
+        ({"loss_config": "dice_ce"}, "error: weights: must be one of dice, ce; got "),
+        ({"train#handlers#-1#schedules#step": 2}, "error: schedule: rebalance: step: must be a number"),
+        ({"train#handlers#-1#schedules#type": "rebalanc"}, "error: schedule: type: must be one of constant, linear"),
+    ],
+)
+def test_a_wrong_schedule_is_one_line(
+    bundle: Path, dataset: Path, tmp_path: Path, overrides: dict[str, Any], message: str
+) -> None:
+    workflow = overlaid(bundle, dataset, tmp_path, "losses/dice_focal_boundary.json")
+    last = len(workflow.parser.get("train#handlers")) - 1
+    for name, value in overrides.items():
+        workflow.parser[name.replace("-1", str(last))] = value
+    with pytest.raises(SystemExit) as caught:
+        workflow.run()
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
 def test_missing_maps_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     prepare = {"_target_": "monai_losses_ext.engine.prepare_batch_with_distance", "_mode_": "callable"}
     workflow = overlaid(bundle, dataset, tmp_path, prepare_batch=prepare)
