@@ -141,6 +141,18 @@ def prepare_batch_with_distance(
     return image, {LABEL: label, DISTANCE: distance}
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return a switch of the config as true or false; from the command line ``--resume true`` comes as a text.
+
+    Raises:
+        SystemExit: one line, if it is neither.
+    """
+    words = {"true": True, "false": False}
+    if isinstance(value, bool) or str(value).lower() in words:
+        return words[str(value).lower()]
+    raise SystemExit(f"error: {fail(name, 'must be true or false', value)}")
+
+
 def check_names() -> None:
     """Check that something uses every top-level name of the running config.
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -39,7 +40,7 @@ class SignedDistanceMapd(MapTransform):
         dtype: ``float32``; or ``float16``, for half the cache and a relative error of 0.0005.
         absent: see :func:`monai_losses_ext.distance.signed_distance`, as are the next three.
         convention: ``signed`` or ``kervadec``.
-        spacing: voxel size in mm; of the label's affine unless given.
+        spacing: voxel size in mm; of the label's affine unless given; 1 mm, with a warning, for a label without one.
         backend: ``auto``, ``edt`` or ``scipy``.
         allow_missing_keys: pass over labels that a case lacks.
 
@@ -81,10 +82,17 @@ class SignedDistanceMapd(MapTransform):
         case = dict(data)
         for key, name in self.key_iterator(case, self.names):
             label = torch.as_tensor(case[key]) if isinstance(case[key], np.ndarray) else case[key]
+            spacing = self.spacing if self.spacing is not None else spacing_of(label, label.ndim - 1)
+            if spacing is None:
+                warnings.warn(
+                    f"SignedDistanceMapd: {key!r} has no affine, so its voxels count as 1 mm. Give spacing to say how "
+                    "large they are.",
+                    stacklevel=2,
+                )
             distance = signed_distance(
                 label.unsqueeze(0),
                 self.num_classes,
-                self.spacing if self.spacing is not None else spacing_of(label, label.ndim - 1),
+                spacing,
                 self.absent,
                 self.convention,
                 backend=self.backend,

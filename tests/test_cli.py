@@ -85,6 +85,15 @@ def test_benchmark_gets_its_options_untouched(capsys: pytest.CaptureFixture[str]
     assert "python -m monai_losses_ext.benchmark" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("arguments", [["report"], ["quality"]])
+def test_benchmark_that_fails_is_one_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", *arguments]) == 1
+    assert error_line(capsys).startswith("error: ")
+
+
 def test_quickstart_without_bundles_says_how_to_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "--out", str(tmp_path / "out"), "--bundles", str(tmp_path)]) == 1
     assert "clone it and run the quick start there, or give --bundles DIR" in error_line(capsys)

@@ -18,6 +18,7 @@ ROOMS = [
     {"cli"},
     {"quickstart"},
     {"bundlekit", "benchmark"},
+    {"distributed"},
     {"handlers", "engine"},
     {"transforms", "data", "metrics", "schedules"},
     {"losses"},

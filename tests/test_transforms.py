@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.data import CacheDataset, DataLoader, MetaTensor
+from monai.data import CacheDataset, DataLoader, MetaTensor, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.handlers import MeanDice, from_engine
 from monai.transforms import (
@@ -18,7 +18,6 @@ from monai.transforms import (
     RandRotate90d,
     RandSpatialCropd,
     RandZoomd,
-    SpatialPadd,
 )
 
 from monai_losses_ext import get_loss
@@ -66,6 +65,9 @@ def test_overlapping_masks_several_labels_plain_arrays():
         "a",
         "a_distance",
     }
+    with pytest.warns(UserWarning, match="SignedDistanceMapd: 'a' has no affine"):
+        in_voxels = SignedDistanceMapd("a")({"a": masks})["distance"]
+    assert torch.allclose(2 * in_voxels, expected)
     with pytest.raises(ValueError, match=r"^names: must hold one name per key \(2\)"):
         SignedDistanceMapd(["a", "b"], names=["phi"])
     with pytest.raises(ValueError, match=r"^dtype: must be one of float32, float16; got 'float61'"):
@@ -83,8 +85,13 @@ def test_overlapping_masks_several_labels_plain_arrays():
     ids=["flip", "quarter turn", "flip all"],
 )
 def test_moves_with_the_label(random, dtype):
-    case = random(SignedDistanceMapd("label", num_classes=3, dtype=dtype)(blob_case()))
+    case = random(SignedDistanceMapd("label", num_classes=3, dtype=dtype)(blob_case(spacing=(0.5, 2.0, 3.0))))
     assert torch.allclose(case["distance"].as_tensor().float(), recomputed(case), rtol=1e-3)
+    batch = list_data_collate([case])
+    logits = torch.randn(1, *case["distance"].shape)
+    loss = get_loss("boundary")
+    given = loss(logits, {"label": batch["label"], "distance": batch["distance"]})
+    assert loss(logits, batch["label"]).item() == pytest.approx(given.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -122,21 +129,21 @@ def test_rotated_and_zoomed_maps_are_the_patients_millimetres(kind, zoom):
         assert wrong.mean() > 2 * error.mean()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_pads_by_edge(dtype):
-    case = SignedDistanceMapd("label", num_classes=3, dtype=dtype)(blob_case())
-    padded = SpatialPadd("distance", (30, 30, 30), mode="edge")(case)["distance"].as_tensor()
-    assert torch.equal(padded[:, 0, 15, 15], case["distance"].as_tensor()[:, 0, 10, 11])
+class HalfPrecision(torch.nn.Conv3d):
+    """A network under autocast; the trainer's own ``amp`` is for CUDA alone."""
+
+    def forward(self, input):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(input)
 
 
-def train(tmp_path, compile=False, amp=False, **options):
+def train(network, compile):
     """Run the stock trainer on maps that were computed once, with metrics and post-processing."""
     cases = [blob_case((16, 16, 16)) for _ in range(4)]
     transform = Compose(
         [SignedDistanceMapd("label", num_classes=3), RandSpatialCropd(["image", *KEYS], (8, 8, 8), random_size=False)]
     )
     loader = DataLoader(CacheDataset(cases, transform, progress=False), batch_size=2)
-    network = torch.nn.Conv3d(1, 3, 3, padding=1)
     loss = get_loss({"type": "compound", "components": ["dice", "boundary"]})
     seen = []
     trainer = SupervisedTrainer(
@@ -145,24 +152,26 @@ def train(tmp_path, compile=False, amp=False, **options):
         train_data_loader=loader,
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), 0.1),
-        loss_function=lambda prediction, target: seen.append(target) or loss(prediction, target),
+        loss_function=lambda prediction, target: seen.append((prediction, target)) or loss(prediction, target),
         prepare_batch=prepare_batch_with_distance,
         postprocessing=Compose([UnpackLabeld(), AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=3)]),
         key_train_metric={"dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
-        amp=amp,
         compile=compile,
         compile_kwargs={"backend": "eager"},
-        **options,
     )
     trainer.run()
     return trainer, seen
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["", "compiled"])
-@pytest.mark.parametrize("amp", [False, True], ids=["", "amp"])
-def test_stock_trainer_with_metrics_and_postprocessing(tmp_path, compile, amp):
-    trainer, seen = train(tmp_path, compile, amp)
-    assert all(target["distance"].shape == (2, 3, 8, 8, 8) for target in seen) and len(seen) == 2
+@pytest.mark.parametrize("kind", [torch.nn.Conv3d, HalfPrecision], ids=["", "autocast"])
+def test_stock_trainer_with_metrics_and_postprocessing(compile, kind):
+    network = kind(1, 3, 3, padding=1)
+    before = network.weight.detach().clone()
+    trainer, seen = train(network, compile)
+    assert all(target["distance"].shape == (2, 3, 8, 8, 8) for _, target in seen) and len(seen) == 2
+    assert all((prediction.dtype == torch.bfloat16) == (kind is HalfPrecision) for prediction, _ in seen)
+    assert network.weight.isfinite().all() and not torch.equal(network.weight, before)
     assert 0 < trainer.state.metrics["dice"] <= 1
     assert trainer.state.output[0]["label"].shape == (3, 8, 8, 8)
 

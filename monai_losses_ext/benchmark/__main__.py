@@ -35,8 +35,16 @@ MEMORY_CASES = [(loss, shape) for loss in ("dice", "dice_ce", "dice_focal_ce") f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one suite and return the exit status."""
+    """Run one suite and return the exit status: 0, or 1 with one line on stderr where it failed."""
     arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.suite == "report":
         print(*write_tables(Path()), sep="\n")
         return 0
@@ -96,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _quality(arguments: argparse.Namespace) -> int:
     if arguments.bundle is None or arguments.dataset_dir is None:
-        raise SystemExit("error: quality: needs --bundle and --dataset-dir.")
+        raise ValueError("quality: needs --bundle and --dataset-dir.")
     about = _about(arguments)
     result = measure_quality(arguments.bundle, arguments.dataset_dir)
     result["hardware"] = f"{about['cpu']}, {about['cores']} cores"

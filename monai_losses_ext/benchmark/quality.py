@@ -40,7 +40,7 @@ def measure_quality(bundle: Path, dataset_dir: Path, checkpoint: str = "model.pt
         values["nsd_voxelwise"] = voxelwise["metrics"][name]["nsd"]
     train = f"python -m monai.bundle run --config_file bundles/{bundle.name}/configs/train.json"
     return {
-        "command": f"{train} --dataset_dir ../shared/data/{dataset_dir.name} --epochs {config['epochs']}",
+        "command": f"{train} --dataset_dir DIR/{dataset_dir.name} --epochs {config['epochs']}",
         # The config is written as the training starts, the last checkpoint as it ends.
         "minutes": round((final.stat().st_mtime - config_path.stat().st_mtime) / 60, 1),
         "epochs": config["epochs"],

@@ -18,6 +18,8 @@ from monai_losses_ext.distance.euclidean import Array, distance_to_mask, distanc
 CONVENTIONS = ("signed", "kervadec")
 ABSENT = ("far", "zero")
 
+_INTERPOLATED = " Were labels resampled with an interpolation other than nearest?"
+
 Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | None
 
 
@@ -52,7 +54,7 @@ def signed_distance(
         ``[B, C, *S]`` in mm, float32, on the target's device; computed on the CPU.
 
     Raises:
-        ValueError: for another shape, spacing, convention or backend.
+        ValueError: for another shape, spacing, convention or backend, and for index labels that are no whole numbers.
 
     Example:
         >>> import torch
@@ -62,7 +64,7 @@ def signed_distance(
     _checks.one_of("absent", absent, ABSENT)
     _checks.one_of("convention", convention, CONVENTIONS)
     backend = resolve(backend)
-    target = target.detach().as_subclass(Tensor)
+    target = target.as_subclass(Tensor).detach()
     if not 3 <= target.ndim <= 5:
         raise _checks.ShapeError(f"target: must be [B, C, *S] with 1 to 3 spatial axes; got {list(target.shape)}.")
     if num_classes is not None and target.shape[1] != 1:
@@ -114,6 +116,10 @@ class _Measure:
         self, labels: Tensor, num_classes: int, classes: Iterable[int]
     ) -> Iterator[tuple[int, Array | float]]:
         """Yield each class and its map; the distances inside of all labels ``[*S]`` are taken at once."""
+        if labels.is_floating_point() and (broken := labels != labels.round()).any():
+            rule = "index labels must be whole numbers"
+            raise _checks.fail("target", rule, labels[broken][0].item(), _INTERPOLATED)
+        labels = labels.long()  # torch has no arithmetic for uint16, and 255 is no int8
         # A value that is no class becomes one more label.
         is_class = (labels >= 0) & (labels < num_classes)
         dtype = torch.uint8 if num_classes < 255 else torch.int32
@@ -131,10 +137,13 @@ def spacing_per_sample(spacing: Spacing, num_samples: int, num_axes: int) -> lis
     Raises:
         ValueError: where it is not one number, one per axis, or one list of these per sample, all above 0.
     """
-    mm = torch.as_tensor(1.0 if spacing is None else spacing, dtype=torch.float64).cpu()
+    rule = f"must be a number above 0, {num_axes} of them (one per axis), or such a list per sample ({num_samples})"
+    try:
+        mm = torch.as_tensor(1.0 if spacing is None else spacing, dtype=torch.float64).cpu()
+    except (TypeError, ValueError):  # a text, or lists of different lengths
+        raise _checks.fail("spacing", rule, spacing) from None
     shapes = ((), (num_axes,), (num_samples, num_axes))
     if mm.shape not in shapes or not ((mm > 0) & mm.isfinite()).all():
-        rule = f"must be a number above 0, {num_axes} of them (one per axis), or such a list per sample ({num_samples})"
         raise _checks.fail("spacing", rule, mm.tolist())
     values: list[list[float]] = mm.expand(num_samples, num_axes).tolist()
     return values

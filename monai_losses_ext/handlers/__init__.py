@@ -9,9 +9,22 @@ handlers find them; none of them knows of MLflow.
 from __future__ import annotations
 
 from .curves import CurvePicture
+from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport
+from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
 from .schedule import WeightSchedule
 from .tracking import LossTracker
+from .training_state import BestModel, TrainingState
 
-__all__ = ["CurvePicture", "LossTracker", "PredictionPicture", "SegmentationReport", "WeightSchedule"]
+__all__ = [
+    "BestModel",
+    "CurvePicture",
+    "EpochSeed",
+    "LossTracker",
+    "PredictionPicture",
+    "ResumableMLFlowHandler",
+    "SegmentationReport",
+    "TrainingState",
+    "WeightSchedule",
+]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ignite.engine import Engine, Events
@@ -41,14 +41,16 @@ class CurvePicture:
     Args:
         path: the PNG; the table is written next to it, with the ending ``.csv``, after every epoch.
         validator: the evaluator that the trainer's ValidationHandler runs.
+        save: whether to write; False on every rank but the first.
 
     Example:
         ``{"_target_": "monai_losses_ext.handlers.CurvePicture", "path": "$@output_dir + '/curves.png'",
         "validator": "@validate#evaluator"}``
     """
 
-    def __init__(self, path: str | Path, validator: Engine | None = None) -> None:
+    def __init__(self, path: str | Path, validator: Engine | None = None, save: bool = True) -> None:
         self.path = Path(path)
+        self.save = save
         self.validator = validator
         self.history: History = {}
 
@@ -59,15 +61,25 @@ class CurvePicture:
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._record, prefix="val_")
 
+    def state_dict(self) -> dict[str, History]:
+        """Return the epochs so far, for a training that is resumed."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state: Mapping[str, History]) -> None:
+        """Go on after the epochs of an earlier training."""
+        self.history = {epoch: dict(row) for epoch, row in state["history"].items()}
+
     def _record(self, engine: Engine, prefix: str) -> None:
         row = self.history.setdefault(engine.state.epoch, {})
         for name, value in engine.state.metrics.items():
             if is_scalar(value):
                 row[name if name.startswith(prefix) else prefix + name] = float(value)
-        write_table(self.history, self.path.with_suffix(".csv"))
+        if self.save:
+            write_table(self.history, self.path.with_suffix(".csv"))
 
     def _draw(self, engine: Engine) -> None:
-        draw_curves(self.history, self.path)
+        if self.save:
+            draw_curves(self.history, self.path)
 
 
 def write_table(history: History, path: Path) -> None:

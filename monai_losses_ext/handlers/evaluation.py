@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from monai_losses_ext._checks import Limits, fail, number, one_of
@@ -47,6 +48,8 @@ class SegmentationReport:
         metrics: which of ``dice``, ``nsd``, ``hd95``. ``["dice"]`` is the fast choice for validation while training.
         spacing: voxel size in mm along each axis, for labels that are plain tensors. Overrides the affine.
         use_subvoxels: see :func:`monai_losses_ext.metrics.class_metrics`.
+        across_ranks: gather the cases of all processes of a distributed evaluation, each of which must have this
+            handler then. Without, each reports its own.
 
     Edge:
         A class that neither reference nor prediction has is ``nan`` in the CSV and does not count in the means. A class
@@ -65,6 +68,7 @@ class SegmentationReport:
         metrics: Sequence[str] = METRICS,
         spacing: Sequence[float] | None = None,
         use_subvoxels: bool = True,
+        across_ranks: bool = False,
     ) -> None:
         self.labels = foreground_labels(labels)
         self.csv_path = None if csv_path is None else Path(csv_path)
@@ -75,6 +79,7 @@ class SegmentationReport:
         self.metrics = [one_of("metrics", name, METRICS) for name in metrics]
         self.spacing = None if spacing is None else [number("spacing", mm, Limits(above=0)) for mm in spacing]
         self.use_subvoxels = use_subvoxels
+        self.across_ranks = across_ranks
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -106,6 +111,10 @@ class SegmentationReport:
         if self._finished:
             return
         self._finished = True
+        if self.across_ranks and dist.is_available() and dist.is_initialized():
+            of_ranks: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(of_ranks, self.rows)
+            self.rows = [row for rows in of_ranks for row in rows]
         self.rows.sort(key=lambda row: row["case"])  # stable: the classes keep the order of the labels
         means = self._means()
         for row in means[-1:] + means[:-1]:

@@ -21,11 +21,12 @@ class WeightSchedule:
     :class:`LossTracker` puts them into the metrics, as ``weight_<name>``.
 
     Args:
-        loss: the trainer's loss.
+        loss: the trainer's loss, a compound with fixed weights.
         schedules: one or a list of what :func:`monai_losses_ext.schedules.get_schedule` takes.
 
     Raises:
-        ValueError: one line, for a loss that is no compound, or a schedule of a component that it does not have.
+        ValueError: one line, for a loss that is no compound or whose weights are not fixed, or a schedule of a
+            component that it does not have.
 
     Example:
         ``{"_target_": "monai_losses_ext.handlers.WeightSchedule", "loss": "@loss", "schedules":

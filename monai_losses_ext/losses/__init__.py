@@ -7,9 +7,11 @@ from __future__ import annotations
 from torch import nn
 
 from monai_losses_ext.losses.boundary import BoundaryLoss
-from monai_losses_ext.losses.compound import CompoundLoss, DiceCELoss, DiceFocalLoss
+from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
+from monai_losses_ext.losses.deep_supervision import DeepSupervisionLoss
 from monai_losses_ext.losses.dice import DiceLoss
+from monai_losses_ext.losses.dice_compound import DiceCELoss, DiceFocalLoss
 from monai_losses_ext.losses.focal import FocalLoss
 from monai_losses_ext.losses.hausdorff import HausdorffDTLoss, LogHausdorffDTLoss
 from monai_losses_ext.losses.tversky import FocalTverskyLoss, TverskyLoss
@@ -37,6 +39,7 @@ __all__ = [
     "BoundaryLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
+    "DeepSupervisionLoss",
     "DiceCELoss",
     "DiceFocalLoss",
     "DiceLoss",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import _checks
 from monai_losses_ext.sums import voxel_sums
-from monai_losses_ext.sums.voxel_sums import with_channel_axis
+from monai_losses_ext.sums.voxel_sums import check_input, with_channel_axis
 
 Reduction = Literal["none", "mean", "sum"]
 NonNegative = Annotated[float, _checks.Limits(minimum=0)]
@@ -122,10 +122,27 @@ class VoxelLoss(_Loss):
         """Return the sums that :meth:`formula` needs for an input of this many channels."""
         return self.terms
 
+    @overload
+    def per_counted_class(self, argument: str, values: None, num_channels: int) -> None: ...
+
+    @overload
+    def per_counted_class(self, argument: str, values: Tensor, num_channels: int) -> Tensor: ...
+
     def per_counted_class(self, argument: str, values: Tensor | None, num_channels: int) -> Tensor | None:
-        """Return the values of the classes that count, ``[C']`` or ``[]``, from a list that may name the background."""
+        """Return the values of the classes that count, ``[C']`` or ``[]``, from a list that may name the background.
+
+        Raises:
+            ValueError: where the list's length fits neither.
+        """
+        if values is None or values.ndim == 0:
+            return values
         skips = not self.include_background and num_channels > 1
-        return select_classes(argument, values, num_channels, skips)
+        counted = num_channels - 1 if skips else num_channels
+        if len(values) not in (num_channels, counted):
+            rule = f"the length of {argument} must be the number of classes, {num_channels} for this input"
+            rule += f" or {counted} without the background" if skips else ""
+            raise _checks.fail(argument, rule, values.tolist())
+        return values[1:] if skips and len(values) == num_channels else values
 
     def warn_about_one_channel(self, num_channels: int) -> None:
         """Warn, as MONAI does, about flags that mean nothing for one channel."""
@@ -140,7 +157,8 @@ class VoxelLoss(_Loss):
 def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> list[Tensor]:  # noqa: A002
     """Return the value of each loss; those that see the same probabilities share one pass over the volume."""
     label, distance = label_and_distance(target)
-    num_channels = input.shape[1] if input.ndim > 1 else 0
+    check_input(input)
+    num_channels = input.shape[1]
     any_map = next((loss.map_options for loss in losses if loss.map_options is not None), None)
     passes: dict[tuple[Any, ...], list[int]] = {}
     for i, loss in enumerate(losses):
@@ -198,19 +216,3 @@ def per_class(argument: str, values: float | Sequence[float] | Tensor | None) ->
     if tensor.ndim > 1 or not ((tensor >= 0) & tensor.isfinite()).all():
         raise _checks.fail(argument, "must be one number per class, none of them negative", tensor.tolist())
     return tensor
-
-
-def select_classes(argument: str, values: Tensor | None, num_channels: int, skip_background: bool) -> Tensor | None:
-    """Return the values of the classes that count, from a list with or without the background's entry.
-
-    Raises:
-        ValueError: where the list's length fits neither.
-    """
-    if values is None or values.ndim == 0:
-        return values
-    counted = num_channels - 1 if skip_background else num_channels
-    if len(values) not in (num_channels, counted):
-        rule = f"the length of {argument} must be the number of classes, {num_channels} for this input"
-        rule += f" or {counted} without the background" if skip_background else ""
-        raise _checks.fail(argument, rule, f"{len(values)} numbers")
-    return values[1:] if skip_background and len(values) == num_channels else values

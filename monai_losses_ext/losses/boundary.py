@@ -10,13 +10,13 @@ from typing import Literal
 
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from torch import Tensor
 
 from monai_losses_ext import _checks
 from monai_losses_ext.distance import signed_distance
 from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of
-from monai_losses_ext.sums.voxel_sums import with_channel_axis
+from monai_losses_ext.sums.terms import kept_voxels
+from monai_losses_ext.sums.voxel_sums import checked
 
 
 class BoundaryLoss(VoxelLoss):
@@ -117,27 +117,37 @@ class BoundaryLoss(VoxelLoss):
     @torch.no_grad()
     def distance_map(self, input: Tensor, label: Tensor, distance: Tensor | None) -> Tensor:  # noqa: A002
         """Return the map ``[B, C, *S]`` that the loss integrates: the one that came with the label, or a new one."""
+        dense = checked(input, label)[1]
+        kept = [kept_voxels(sample, self.activation, self.ignore_index) for sample in dense]
+        masks = [mask for mask in kept if mask is not None]
+        dropped = ~torch.stack(masks).unsqueeze(1) if masks else None
         if distance is None:
-            distance = self._new_map(input, label)
+            # -1 is no class, and outside of a mask
+            dense = dense if dropped is None else dense.double().masked_fill(dropped, -1.0)
+            distance = self._new_map(label, dense, input.shape[1])
+        elif not isinstance(distance, Tensor) or distance.device != input.device:
+            got = distance.device if isinstance(distance, Tensor) else type(distance).__name__
+            raise _checks.fail("distance", f"must be a tensor on the input's device, {input.device}", str(got))
         if self.normalize == "distance":
             axes = tuple(range(2, distance.ndim))
-            largest = torch.maximum(distance.amax(axes, keepdim=True), -distance.amin(axes, keepdim=True))
-            distance = distance / torch.where(largest > 0, largest, 1.0)
+            counted = distance if dropped is None else distance.masked_fill(dropped, 0.0)
+            largest = torch.maximum(counted.amax(axes, keepdim=True), -counted.amin(axes, keepdim=True))
+            distance = counted / torch.where(largest > 0, largest, 1.0)
         return distance
 
-    def _new_map(self, input: Tensor, label: Tensor) -> Tensor:  # noqa: A002
-        dense = with_channel_axis(input, label)
+    def _new_map(self, label: Tensor, dense: Tensor, num_classes: int) -> Tensor:
+        """Return the map of ``dense``, which are the labels as :func:`signed_distance` takes them."""
         spacing = self.spacing if self.spacing is not None else spacing_of(label, dense.ndim - 2)
         if spacing is None and not self._warned:
             self._warned = True
             warnings.warn(
                 "BoundaryLoss: the target has no affine (a plain tensor; a compiled trainer makes them plain), so "
                 "voxels count as 1 mm. Give spacing to say how large they are.",
-                stacklevel=6,
+                stacklevel=8,
             )
         return signed_distance(
             dense,
-            input.shape[1] if dense.shape[1] < input.shape[1] else None,
+            num_classes if dense.shape[1] < num_classes else None,
             spacing,
             self.absent,
             self.convention,
@@ -165,6 +175,8 @@ def spacing_of(label: Tensor, num_axes: int) -> list[float] | list[list[float]] 
     """Return the voxel size along each axis in mm, of a label or of each sample of a batch; None without an affine."""
     if not isinstance(label, MetaTensor):
         return None
+    # The length of a voxel's edge in the patient's space, which may have more axes than the label: MONAI's
+    # affine_to_spacing cuts them off, and takes the slice of a volume for 1 mm wide where it finds nothing.
     affine = torch.as_tensor(label.affine, dtype=torch.float64)
-    sizes = [[float(mm) for mm in affine_to_spacing(one, r=num_axes)] for one in affine.reshape(-1, *affine.shape[-2:])]
-    return sizes if affine.ndim == 3 else sizes[0]
+    sizes: list[float] | list[list[float]] = affine[..., :-1, :num_axes].norm(dim=-2).tolist()
+    return sizes

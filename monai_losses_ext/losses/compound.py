@@ -1,54 +1,80 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted sums of losses, in one pass over the volume; MONAI's Dice with cross-entropy and Dice with focal loss."""
+"""Weighted sums of losses, in one pass over the volume."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
+import monai.losses
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses.base import (
-    ClassWeights,
-    Fraction,
-    NonNegative,
-    Reduction,
-    Target,
-    VoxelLoss,
-    fused_values,
-    label_and_distance,
-)
+from monai_losses_ext.losses.base import Target, VoxelLoss, fused_values, label_and_distance
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
-from monai_losses_ext.losses.dice import DiceLoss
 from monai_losses_ext.losses.focal import FocalLoss
+from monai_losses_ext.losses.hausdorff import HausdorffDTLoss
+from monai_losses_ext.losses.weighting import FixedWeighting, Weighting, get_weighting
+
+# Losses that are never negative for probabilities and labels, with the smoothing that they have by default.
+NON_NEGATIVE = (
+    VoxelLoss,
+    HausdorffDTLoss,
+    monai.losses.DiceLoss,
+    monai.losses.GeneralizedDiceLoss,
+    monai.losses.GeneralizedWassersteinDiceLoss,
+    monai.losses.DiceCELoss,
+    monai.losses.DiceFocalLoss,
+    monai.losses.GeneralizedDiceFocalLoss,
+    monai.losses.FocalLoss,
+    monai.losses.TverskyLoss,
+    monai.losses.HausdorffDTLoss,
+    monai.losses.SoftclDiceLoss,
+    monai.losses.SoftDiceclDiceLoss,
+    nn.CrossEntropyLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+)
 
 
 class CompoundLoss(_Loss):
     """Weighted sum of several losses: ``sum w_i L_i``.
 
     Components that see the same probabilities share one pass over the volume forward and one backward, whatever their
-    number.
+    number, and whether their weights are fixed or learned.
+
+    Learned weights are parameters of this module: give them to the optimizer, in a group of their own without weight
+    decay. In a training of several processes their gradient is averaged, so that they stay equal.
 
     Args:
         losses: the components, losses of this package or any module called with ``(input, target)``; not compounds.
-        weights: one per component, none negative; equal weights that sum to 1 unless given.
+        weights: the initial weight of each component, none negative; equal weights that sum to 1 unless given.
         names: one per component, as they appear in logs; None, or no list: taken from the classes (``dice``, ``focal``,
             ``dice_2``).
+        learnable: learn the weights by gradient, by ``softmax`` unless weighting says how.
+        weighting: how terms become the total: ``fixed``, ``softmax``, ``uncertainty`` or ``dwa``, or a dictionary with
+            such a type and its options, e.g. ``{"type": "softmax", "floor": 0.1}``; see
+            :mod:`monai_losses_ext.losses.weighting`. ``softmax`` and ``uncertainty`` are learned, with or without
+            ``learnable``. A :class:`Weighting` object brings its own initial weights.
 
     Shape:
-        As its components; those with ``reduction="none"`` are broadcast against each other.
+        As its components; those with ``reduction="none"`` are broadcast against each other, with fixed weights alone.
 
     Attributes:
+        weighting: the mode, a :class:`monai_losses_ext.losses.weighting.Weighting`.
         last_terms: after a forward pass, each component's value without its weight, detached.
 
     Raises:
-        ValueError: for no component, a nested compound, a negative weight, or names and weights of another number.
+        ValueError: for no component, a nested compound, a negative weight, names and weights of another number, an
+            unknown weighting or option, or a weighting that cannot take these components, weights or ``learnable``.
 
     Example:
         >>> import torch
@@ -57,15 +83,17 @@ class CompoundLoss(_Loss):
         >>> total = loss(torch.zeros(1, 3, 8, 8), torch.ones(1, 8, 8, dtype=torch.int64))
         >>> loss.get_weights(), sorted(loss.last_terms)
         ({'dice': 0.7, 'focal': 0.3}, ['dice', 'focal'])
+        >>> [name for name, _ in CompoundLoss([DiceLoss(), FocalLoss()], learnable=True).named_parameters()]
+        ['weighting.theta']
     """
-
-    weights: Tensor
 
     def __init__(
         self,
         losses: Sequence[nn.Module],
         weights: Sequence[float] | None = None,
         names: Sequence[str | None] | None = None,
+        learnable: bool = False,
+        weighting: str | Mapping[str, Any] | Weighting | None = None,
     ) -> None:
         super().__init__()
         losses = list(losses)
@@ -88,25 +116,47 @@ class CompoundLoss(_Loss):
             raise _checks.fail("names", "must differ from each other", list(self.names))
         for name, value in zip(self.names, values, strict=True):
             _checks.number(f"weights: {name}", value, _checks.Limits(minimum=0))
+        if not isinstance(learnable, bool):
+            raise _checks.fail("learnable", "must be true or false", learnable)
+        if isinstance(weighting, Weighting) and (weights is not None or len(weighting.effective()) != len(losses)):
+            rule = f"an object brings its own weights, one per loss ({len(losses)}), and excludes the argument weights"
+            raise _checks.fail("weighting", rule, weighting.effective().tolist())
         self.losses = nn.ModuleList(losses)
-        self.register_buffer("weights", torch.tensor(values, dtype=torch.float64))
+        self.weighting = get_weighting(weighting, learnable, values)
+        self._check_signs()
         self.last_terms: dict[str, Tensor] = {}
 
     def get_weights(self) -> dict[str, float]:
-        """Return the weight of each component by name."""
-        return dict(zip(self.names, self.weights.tolist(), strict=True))
+        """Return the weight that each component has now, by name."""
+        return dict(zip(self.names, self.weighting.effective().tolist(), strict=True))
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change the weights of the named components, from the next forward pass on.
 
         Raises:
-            ValueError: for an unknown name or a negative weight; no weight is changed then.
+            ValueError: for an unknown name or a negative weight, or where weights are not fixed; none is changed then.
         """
         for name, value in weights.items():
             _checks.one_of("weights", name, self.names)
             _checks.number(f"weights: {name}", value, _checks.Limits(minimum=0))
+        if not isinstance(self.weighting, FixedWeighting):
+            raise _checks.fail("weights", "can be set (and scheduled) only with fixed weighting", self.weighting.kind)
         for name, value in weights.items():
-            self.weights[self.names.index(name)] = value
+            self.weighting.weights[self.names.index(name)] = value
+
+    def end_epoch(self, means: Mapping[str, float]) -> None:
+        """Tell the weighting each component's mean over an epoch; only ``dwa`` makes use of it, for the next epoch.
+
+        In a training of several processes all of them have to call it; the means are averaged.
+
+        Raises:
+            ValueError: for an unknown name or a missing one.
+        """
+        for name in means:
+            _checks.one_of("means", name, self.names)
+        if len(means) < len(self.names):
+            raise _checks.fail("means", f"must hold all of {', '.join(self.names)}", sorted(means))
+        self.weighting.end_epoch([means[name] for name in self.names])
 
     def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the weighted sum for a batch.
@@ -118,10 +168,7 @@ class CompoundLoss(_Loss):
         """
         terms = self.component_values(input, target)
         self.last_terms = {name: term.detach() for name, term in zip(self.names, terms, strict=True)}
-        total = terms[0] * self.weights[0]
-        for i in range(1, len(terms)):
-            total = total + terms[i] * self.weights[i]
-        return total.to(terms[0].dtype)
+        return self.weighting.combine(terms)
 
     def component_values(self, input: Tensor, target: Target) -> list[Tensor]:  # noqa: A002
         """Return the value of each component, without its weight."""
@@ -133,159 +180,14 @@ class CompoundLoss(_Loss):
                 values[i] = loss(input, label_and_distance(target)[0])
         return [values[i] for i in range(len(self.losses))]
 
-
-class DiceCELoss(CompoundLoss):
-    """Dice and cross-entropy, ``lambda_dice L_dice + lambda_ce L_ce``: the common default of medical segmentation.
-
-    Takes MONAI's keywords. The cross-entropy acts on logits with a softmax over all classes whatever the activation of
-    the Dice part and ``include_background`` say (binary for one channel), as in MONAI; for overlapping classes with a
-    sigmoid use a :class:`CompoundLoss` of ``DiceLoss(sigmoid=True)`` and ``CrossEntropyLoss(sigmoid=True)``.
-
-    Args:
-        include_background: whether class 0 counts in the Dice part.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
-        sigmoid: activation of the Dice part.
-        softmax: activation of the Dice part.
-        other_act: activation of the Dice part.
-        squared_pred: see :class:`DiceLoss`.
-        jaccard: see :class:`DiceLoss`.
-        reduction: ``mean`` or ``sum``.
-        smooth_nr: see :class:`DiceLoss`.
-        smooth_dr: see :class:`DiceLoss`.
-        batch: see :class:`DiceLoss`.
-        weight: one factor per class, background included; both parts use it, the Dice part of the classes it counts.
-        lambda_dice: weight of the Dice part, at least 0.
-        lambda_ce: weight of the cross-entropy, at least 0.
-        label_smoothing: see :class:`CrossEntropyLoss`.
-        ignore_index: label of the voxels that do not count, in both parts.
-
-    Example:
-        >>> import torch
-        >>> loss = DiceCELoss(softmax=True, to_onehot_y=True)
-        >>> round(loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)  # (1 + 1/3) / 2 + log 2
-        1.3598
-    """
-
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable[..., Tensor] | None = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: Literal["mean", "sum"] = "mean",
-        smooth_nr: NonNegative = 1e-5,
-        smooth_dr: NonNegative = 1e-5,
-        batch: bool = False,
-        weight: ClassWeights = None,
-        lambda_dice: NonNegative = 1.0,
-        lambda_ce: NonNegative = 1.0,
-        label_smoothing: Fraction = 0.0,
-        ignore_index: int | None = None,
-    ) -> None:
-        _checks.check_arguments(DiceCELoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
-        dice = DiceLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            squared_pred=squared_pred,
-            jaccard=jaccard,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight,
-            ignore_index=ignore_index,
-        )
-        cross_entropy = CrossEntropyLoss(
-            reduction=reduction, weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index
-        )
-        super().__init__([dice, cross_entropy], [lambda_dice, lambda_ce], ["dice", "ce"])
-
-
-class DiceFocalLoss(CompoundLoss):
-    """Dice and focal loss, ``lambda_dice L_dice + lambda_focal L_focal``.
-
-    Takes MONAI's keywords. With ``softmax`` both parts use the softmax (MONAI's focal part takes a sigmoid); otherwise
-    the focal part takes a sigmoid of the logits.
-
-    Args:
-        include_background: whether class 0 counts, in both parts.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
-        sigmoid: a sigmoid per channel, both parts.
-        softmax: a softmax over the channels, both parts.
-        other_act: activation of the Dice part.
-        squared_pred: see :class:`DiceLoss`.
-        jaccard: see :class:`DiceLoss`.
-        reduction: ``mean``, ``sum`` or ``none``.
-        smooth_nr: see :class:`DiceLoss`.
-        smooth_dr: see :class:`DiceLoss`.
-        batch: see :class:`DiceLoss`.
-        gamma: see :class:`FocalLoss`.
-        weight: one factor per class, or one for all; both parts.
-        lambda_dice: weight of the Dice part, at least 0.
-        lambda_focal: weight of the focal part, at least 0.
-        alpha: see :class:`FocalLoss`.
-        ignore_index: label of the voxels that do not count, in both parts.
-
-    Example:
-        >>> import torch
-        >>> loss = DiceFocalLoss(softmax=True, gamma=0.0)
-        >>> round(loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4)).item(), 4)  # (1 + 1/3) / 2 + log(2) / 2
-        1.0132
-    """
-
-    def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable[..., Tensor] | None = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: Reduction = "mean",
-        smooth_nr: NonNegative = 1e-5,
-        smooth_dr: NonNegative = 1e-5,
-        batch: bool = False,
-        gamma: NonNegative = 2.0,
-        weight: ClassWeights = None,
-        lambda_dice: NonNegative = 1.0,
-        lambda_focal: NonNegative = 1.0,
-        alpha: Fraction | Sequence[NonNegative] | Tensor | None = None,
-        ignore_index: int | None = None,
-    ) -> None:
-        _checks.check_arguments(DiceFocalLoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
-        dice = DiceLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            squared_pred=squared_pred,
-            jaccard=jaccard,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight,
-            ignore_index=ignore_index,
-        )
-        focal = FocalLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            gamma=gamma,
-            alpha=alpha,
-            weight=weight,
-            reduction=reduction,
-            use_softmax=softmax,
-            ignore_index=ignore_index,
-        )
-        super().__init__([dice, focal], [lambda_dice, lambda_focal], ["dice", "focal"])
+    def _check_signs(self) -> None:
+        """Refuse a component that may be negative where the weighting cannot take that."""
+        for name, loss in zip(self.names, self.losses, strict=True):
+            known = isinstance(loss, NON_NEGATIVE) or getattr(loss, "non_negative", False) is True
+            if not known and not self.weighting.takes_negative:
+                rule = f"may be negative, which weighting {self.weighting.kind!r} cannot take; use softmax, or set "
+                rule += "non_negative = True on a loss that never is"
+                raise _checks.fail(f"losses: {name}", rule, type(loss).__name__)
 
 
 def _is_voxel_map(loss: VoxelLoss) -> bool:

@@ -19,7 +19,7 @@ from monai_losses_ext.losses.base import (
     activation_of,
     label_and_distance,
 )
-from monai_losses_ext.sums.voxel_sums import voxel_inputs
+from monai_losses_ext.sums.voxel_sums import check_input, voxel_inputs
 
 
 class CrossEntropyLoss(VoxelLoss):
@@ -68,6 +68,8 @@ class CrossEntropyLoss(VoxelLoss):
     ) -> None:
         activation_of(sigmoid, softmax, None)
         _checks.check_arguments(CrossEntropyLoss.__init__, locals())
+        if sigmoid and label_smoothing:
+            raise _checks.fail("label_smoothing", "must be 0 with sigmoid: it is for softmax only", label_smoothing)
         activation = "sigmoid" if sigmoid else "softmax"
         super().__init__(
             to_onehot_y=to_onehot_y,
@@ -112,6 +114,7 @@ class CrossEntropyLoss(VoxelLoss):
         return self._voxel_map(input, label_and_distance(target)[0])
 
     def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
+        check_input(logits)
         num_channels = logits.shape[1]
         logits, dense, dropped = voxel_inputs(logits, target, self.activation_for(num_channels), self.ignore_index)
         weight = self.per_counted_class("weight", self.class_weight, num_channels)

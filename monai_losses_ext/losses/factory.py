@@ -21,7 +21,7 @@ from monai_losses_ext.losses.compound import CompoundLoss
 # Not for a config: functions cannot be written in one, and a trainer needs a single number.
 NOT_IN_CONFIG = frozenset({"self", "other_act", "reduction"})
 ACTIVATION_KEYS = frozenset({"sigmoid", "softmax", "use_softmax"})
-COMPOUND_KEYS = ("type", "components")
+COMPOUND_KEYS = ("type", "components", "learnable_weights", "weighting")
 BY_NAME = LOSSES | MONAI_LOSSES
 COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
 NOT_NEGATIVE = _checks.Limits(minimum=0)
@@ -41,8 +41,10 @@ def get_loss(
             bare name, ``"tversky"``; or the path of a JSON or YAML file with such a dictionary. The keys are the
             constructor's arguments; class weights may also be called ``class_weight``. A compound is
             ``{"type": "compound", "components": [{"type": ..., "weight": 0.5, "name": ...}, ...]}``, where ``weight``
-            is the component's weight and ``class_weight`` its class weights.
-        device: where the loss's buffers go.
+            is the component's weight and ``class_weight`` its class weights; with ``"learnable_weights": true`` the
+            weights are learned, and ``"weighting": "softmax"`` or ``{"type": "softmax", "floor": 0.1, ...}`` says how
+            (see :class:`CompoundLoss`).
+        device: where the loss's buffers and learned weights go.
         defaults: arguments for every loss that takes them and whose config does not set them; ``lambda_...`` are
             dropped. So a bundle's own flags (``sigmoid``, ``include_background``, ``batch``, ...) reach the loss that
             replaces its own.
@@ -64,7 +66,8 @@ def get_loss(
     """
     config = read_config(config)
     defaults = {key: value for key, value in defaults.items() if not key.startswith("lambda_")}
-    known = sorted({key for loss in BY_NAME.values() for key in inspect.signature(loss).parameters})
+    single = [loss for name, loss in BY_NAME.items() if name != "compound"]
+    known = sorted({key for loss in single for key in inspect.signature(loss).parameters})
     for key in defaults:
         if key not in known:
             raise _checks.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
@@ -155,7 +158,24 @@ def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
         raise _checks.fail(f"{where}: compound: components", "must all have a weight, or none of them", weights)
-    return CompoundLoss(losses, given or None, names)
+    return _weighted(config, f"{where}: compound", losses, given or None, names)
+
+
+def _weighted(
+    config: Mapping[str, Any], place: str, losses: list[nn.Module], weights: list[float] | None, names: list[Any]
+) -> CompoundLoss:
+    """Return the compound, with its weights fixed or learned as the config says."""
+    learnable = config.get("learnable_weights", False)
+    if not isinstance(learnable, bool):
+        raise _checks.fail(f"{place}: learnable_weights", "must be true or false", learnable)
+    try:
+        loss = CompoundLoss(losses, weights, names, learnable, config.get("weighting"))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if loss.weighting.learned and not config.get("learnable_weights", True):
+        rule = f"must be true, or left out, with weighting {loss.weighting.kind!r}"
+        raise _checks.fail(f"{place}: learnable_weights", rule, learnable)
+    return loss
 
 
 def config_keys(loss_class: type[nn.Module]) -> list[str]:

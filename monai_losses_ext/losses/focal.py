@@ -22,7 +22,7 @@ from monai_losses_ext.losses.base import (
     per_class,
 )
 from monai_losses_ext.sums import terms as T  # noqa: N812
-from monai_losses_ext.sums.voxel_sums import voxel_inputs
+from monai_losses_ext.sums.voxel_sums import check_input, voxel_inputs
 
 
 class FocalLoss(VoxelLoss):
@@ -125,20 +125,16 @@ class FocalLoss(VoxelLoss):
                 values = column(alpha) * positive
             values = self.without_background(values)
             if self.alpha is not None and self.alpha.ndim == 1:
-                values = column(self._of_counted("alpha", self.alpha, num_channels)) * values
+                values = column(self.per_counted_class("alpha", self.alpha, num_channels)) * values
         else:
             positive, negative = self.without_background(positive), self.without_background(negative)
             values = positive + negative
             if self.alpha is not None:
-                alpha = column(self._of_counted("alpha", self.alpha, num_channels))
+                alpha = column(self.per_counted_class("alpha", self.alpha, num_channels))
                 values = alpha * positive + (1 - alpha) * negative
         if self.class_weight is not None:
-            values = column(self._of_counted("weight", self.class_weight, num_channels)) * values
+            values = column(self.per_counted_class("weight", self.class_weight, num_channels)) * values
         return values
-
-    def _of_counted(self, argument: str, values: Tensor, num_channels: int) -> Tensor:
-        selected = self.per_counted_class(argument, values, num_channels)
-        return values if selected is None else selected
 
     def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
@@ -147,6 +143,7 @@ class FocalLoss(VoxelLoss):
         return self._voxel_map(input, label_and_distance(target)[0])
 
     def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
+        check_input(logits)
         num_channels = logits.shape[1]
         activation = self.activation_for(num_channels)
         self.warn_about_one_channel(num_channels)

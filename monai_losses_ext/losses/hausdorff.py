@@ -63,6 +63,8 @@ class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
     def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of a batch; see the class."""
         logits, dense, _ = voxel_inputs(input, label_and_distance(target)[0], "none", None)
+        if self.softmax and logits.shape[1] == 1:  # MONAI warns, and takes the logits for probabilities
+            raise _checks.fail("softmax", "is constant over one channel; use sigmoid, or two channels", "1 channel")
         with torch.autocast(logits.device.type, enabled=False):
             value: Tensor = super().forward(logits, dense)
         return value

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_losses_ext import _checks
 from monai_losses_ext.losses.factory import ACTIVATION_KEYS, BY_NAME, COMPOUNDS, config_keys
+from monai_losses_ext.losses.weighting import LEARNED, WEIGHTINGS, weighting_keys
 
 
 def loss_schema() -> dict[str, Any]:
@@ -21,20 +22,8 @@ def loss_schema() -> dict[str, Any]:
     losses = {name: _loss(name, BY_NAME[name]) for name in plain}
     single = [name for name in plain if name not in COMPOUNDS]
     components = {f"{name}_component": _component(losses[name]) for name in single}
-    compound = {
-        "type": "object",
-        "description": _summary(BY_NAME["compound"]),
-        "properties": {
-            "type": {"const": "compound"},
-            "components": {
-                "type": "array",
-                "minItems": 1,
-                "items": {"anyOf": [{"enum": single}, *({"$ref": f"#/$defs/{name}"} for name in components)]},
-            },
-        },
-        "required": ["type", "components"],
-        "additionalProperties": False,
-    }
+    weightings = {f"{kind}_weighting": _weighting(kind) for kind in WEIGHTINGS}
+    compound = _compound([{"enum": single}, *({"$ref": f"#/$defs/{name}"} for name in components)])
     any_loss = [{"$ref": f"#/$defs/{name}"} for name in [*plain, "compound"]]
     wrapped = {
         "type": "object",
@@ -47,19 +36,52 @@ def loss_schema() -> dict[str, Any]:
         "title": "Loss of monai_losses_ext",
         "description": 'What monai_losses_ext.get_loss takes, with or without an outer "loss".',
         "anyOf": [*any_loss, wrapped],
-        "$defs": losses | components | {"compound": compound},
+        "$defs": losses | components | {"compound": compound} | weightings,
+    }
+
+
+def _compound(components: list[dict[str, Any]]) -> dict[str, Any]:
+    texts = _argument_texts(BY_NAME["compound"])
+    learned = [{"enum": [*LEARNED]}, *({"$ref": f"#/$defs/{kind}_weighting"} for kind in LEARNED)]
+    others = [kind for kind in WEIGHTINGS if kind not in LEARNED]
+    not_learned = [{"enum": [*others, None]}, *({"$ref": f"#/$defs/{kind}_weighting"} for kind in others)]
+    return {
+        "type": "object",
+        "description": _summary(BY_NAME["compound"]),
+        "properties": {
+            "type": {"const": "compound"},
+            "components": {"type": "array", "minItems": 1, "items": {"anyOf": components}},
+            "learnable_weights": {"type": "boolean", "description": texts["learnable"]},
+            "weighting": {"anyOf": [*learned, *not_learned], "description": texts["weighting"]},
+        },
+        "required": ["type", "components"],
+        "additionalProperties": False,
+        # A weighting of the other kind contradicts it.
+        "allOf": [
+            _if_learnable(True, {"anyOf": [{"const": None}, *learned]}),
+            _if_learnable(False, {"anyOf": not_learned}),
+        ],
+    }
+
+
+def _if_learnable(value: bool, weighting: dict[str, Any]) -> dict[str, Any]:
+    condition = {"properties": {"learnable_weights": {"const": value}}, "required": ["learnable_weights"]}
+    return {"if": condition, "then": {"properties": {"weighting": weighting}}}
+
+
+def _weighting(kind: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": _summary(WEIGHTINGS[kind]),
+        "properties": {"type": {"const": kind}} | _arguments(WEIGHTINGS[kind], weighting_keys(kind)),
+        "required": ["type"],
+        "additionalProperties": False,
     }
 
 
 def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
-    hints = get_type_hints(loss_class.__init__, include_extras=True)
-    texts = _argument_texts(loss_class)
     properties: dict[str, Any] = {"type": {"const": name}, "$schema": {"type": "string"}}
-    for key in config_keys(loss_class):
-        default = inspect.signature(loss_class).parameters[key].default
-        properties[key] = _argument(hints[key]) | {"default": default}
-        if key in texts:
-            properties[key]["description"] = texts[key]
+    properties |= _arguments(loss_class, config_keys(loss_class))
     if "weight" in properties:
         properties["class_weight"] = {**properties["weight"], "description": "Another name of weight."}
     for key in sorted(ACTIVATION_KEYS - {"use_softmax"}):
@@ -81,6 +103,18 @@ def _component(loss: dict[str, Any]) -> dict[str, Any]:
     }
     properties = {key: value for key, value in loss["properties"].items() if key != "$schema"}
     return loss | {"properties": properties | own}
+
+
+def _arguments(built: type[nn.Module], keys: Sequence[str]) -> dict[str, Any]:
+    """Return the schema of each of a constructor's arguments: type, limits, default and what its docstring says."""
+    hints = get_type_hints(built.__init__, include_extras=True)
+    texts = _argument_texts(built)
+    schemas = {}
+    for key in keys:
+        schemas[key] = _argument(hints[key]) | {"default": inspect.signature(built).parameters[key].default}
+        if key in texts:
+            schemas[key]["description"] = texts[key]
+    return schemas
 
 
 def _argument(hint: Any) -> dict[str, Any]:

@@ -101,9 +101,8 @@ class TverskyLoss(OverlapLoss):
 
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
         """Return the Tversky loss per sample and class."""
-        alpha = self.per_counted_class("alpha", self.alpha, num_channels)
-        beta = self.per_counted_class("beta", self.beta, num_channels)
-        assert alpha is not None and beta is not None  # noqa: S101, PT018
+        alpha = self.per_counted_class("alpha", self.alpha, num_channels).to(tp)
+        beta = self.per_counted_class("beta", self.beta, num_channels).to(tp)
         return 1 - (tp + self.smooth_nr) / (tp + alpha * fp + beta * fn + self.smooth_dr)
 
 
@@ -162,4 +161,5 @@ class FocalTverskyLoss(TverskyLoss):
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
         """Return the focal Tversky loss per sample and class."""
         tversky = super().score(tp, fp, fn, num_channels)
-        return tversky.clamp_min(torch.finfo(tversky.dtype).eps) ** (1 / self.gamma)
+        smallest = torch.finfo(tversky.dtype).eps
+        return torch.where(tversky > smallest, tversky.clamp_min(smallest) ** (1 / self.gamma), 0.0)

@@ -80,15 +80,21 @@ class Chunk:
 
 
 class _Softmax:
-    """Softmax over the classes of a chunk. Written out, it is twice as fast here as ``torch.softmax`` over axis 0."""
+    """Softmax over the classes of a chunk. Written out, it is twice as fast here as ``torch.softmax`` over axis 0.
 
-    def __init__(self, chunk: Chunk) -> None:
+    Without ``with_log`` there are no log-probabilities, and their buffer holds ``p``.
+    """
+
+    def __init__(self, chunk: Chunk, with_log: bool) -> None:
         scratch, (num_classes, length) = chunk.scratch, chunk.logits.shape
         self.chunk = chunk
         highest = torch.amax(chunk.logits, 0, keepdim=True, out=scratch("highest", 1, length))
         self.shifted = torch.sub(chunk.logits, highest, out=scratch("shifted", num_classes, length))
+        if with_log:  # finite, since 0 times -inf, of a class that a logit of -inf has ruled out, is not 0
+            self.shifted.clamp_min_(torch.finfo(self.shifted.dtype).min)
         # torch.exp takes twice the time of exp2 on some CPUs.
-        self.p = torch.mul(self.shifted, LOG2_E, out=scratch("p", num_classes, length)).exp2_()
+        out = scratch("p", num_classes, length) if with_log else self.shifted
+        self.p = torch.mul(self.shifted, LOG2_E, out=out).exp2_()
         self.total = torch.sum(self.p, 0, keepdim=True, out=highest)
         self.p.div_(self.total)
 
@@ -115,7 +121,7 @@ class _Softmax:
 
 def softmax_sums(chunk: Chunk, terms: Sequence[str]) -> dict[str, Tensor]:
     """Return the sums of a chunk with softmax, ``[C]`` each."""
-    softmax = _Softmax(chunk)
+    softmax = _Softmax(chunk, with_log=any(T.split(term)[0] in T.LOG_TERMS for term in terms))
     p = chunk.mask_(softmax.p)
     sums: dict[str, Tensor] = {}
     for term in terms:
@@ -134,7 +140,7 @@ def softmax_sums(chunk: Chunk, terms: Sequence[str]) -> dict[str, Tensor]:
 
 def softmax_gradient(chunk: Chunk, grads: Grads) -> Tensor:
     """Return dL/dlogits of a chunk with softmax, ``[C, N]``."""
-    softmax = _Softmax(chunk)
+    softmax = _Softmax(chunk, with_log=any(T.split(term)[0] == "focal" for term in grads))
     p = softmax.p
     # R_c = g_c (a p_c - w + f F) + p_c slope_c - l, from the inside out; F is the focal term's own slope.
     zero = p.new_zeros(1)
@@ -207,10 +213,11 @@ def _plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
         return chunk.product_sum(chunk.target, chunk.target)
     if name == "abs_diff":
         return (p - chunk.target).abs_().sum(1)
-    if name == "surface":
-        return chunk.product_sum(p, _distance(chunk))
-    if name == "surface_min":
-        return chunk.mask_(_distance(chunk).clamp_max(0)).sum(1)
+    if name == "surface" and chunk.distance is not None:
+        # p is 0 where a voxel does not count, but 0 times what stands in the map there may be no number
+        return chunk.mask_(torch.mul(p, chunk.distance, out=chunk.scratch("product", *p.shape))).sum(1)
+    if name == "surface_min" and chunk.distance is not None:
+        return chunk.mask_(torch.clamp(chunk.distance, max=0, out=chunk.scratch("product", *p.shape))).sum(1)
     if chunk.dropped is None:
         return p.new_full((p.shape[0],), p.shape[1])
     return (~chunk.dropped).sum().expand(p.shape[0])
@@ -225,13 +232,9 @@ def _add_plain_slope_(total: Tensor, chunk: Chunk, p: Tensor, grads: Grads, fact
         total.addcmul_(factor * p, grads["pred_sq"], value=2)
     if "abs_diff" in grads:
         total.addcmul_(torch.sign(p - chunk.target).mul_(factor), grads["abs_diff"])
-    if "surface" in grads:
-        total.addcmul_(factor * _distance(chunk), grads["surface"])
-
-
-def _distance(chunk: Chunk) -> Tensor:
-    assert chunk.distance is not None  # noqa: S101 - terms.check refuses surface terms without a map
-    return chunk.distance
+    if "surface" in grads and chunk.distance is not None:
+        slope = torch.mul(factor, chunk.distance, out=chunk.scratch("product", *p.shape))
+        total.addcmul_(slope, grads["surface"])
 
 
 def _one_minus_exp(logp: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ with ``R_c = dL/d(log p_c)``, the gradient with respect to softmax logits is ``R
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,7 @@ def backward(
     those that :func:`forward` had.
     """
     grad = _empty_gradient(logits)
-    flat_grad = grad.view(*grad.shape[:2], -1) if _flattens(logits, target, distance) else grad
+    flat_grad = grad.flatten(2) if _flattens(logits, target, distance) else grad
     grad_sums = grad_sums.to(_accumulation_dtype(logits))
     for b, piece, chunk in _chunks(logits, target, distance, activation, ignore_index):
         grads = {term: grad_sums[i, b].unsqueeze(1) for i, term in enumerate(terms)}  # term -> C 1
@@ -92,7 +93,8 @@ def _empty_gradient(logits: Tensor) -> Tensor:
     if logits.device.type != "cpu" or not logits.is_contiguous() or size < 2**24 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty_like(logits)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=logits.dtype).view(logits.shape)
 
 
@@ -161,7 +163,7 @@ def index_labels(target: Tensor, num_classes: int, dropped: Tensor | None, check
             raise _checks.fail("target", "index labels must be whole numbers", labels[broken][0].item(), _INTERPOLATED)
     low, high = torch.aminmax(labels)
     if low < 0 or high >= num_classes:
-        wrong = [int(label) for label in torch.unique(labels) if not 0 <= label < num_classes]
+        wrong = torch.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
         rule = f"index labels must lie in 0..{num_classes - 1} (the input has {num_classes} channels)"
         raise _checks.fail("target", rule, wrong, _IGNORE)
     return labels

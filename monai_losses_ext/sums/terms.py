@@ -159,7 +159,8 @@ def voxel_values(
         distance: signed distance map ``[C, V]``, for the surface terms.
     """
     if activation == "softmax":
-        logp = F.log_softmax(logits, 0)
+        # Finite, so that a class that was ruled out by a logit of -inf counts as 0 where the target does not have it.
+        logp = F.log_softmax(logits, 0).clamp_min(torch.finfo(logits.dtype).min)
         p = logp.exp()
     elif activation == "sigmoid":
         logp = F.logsigmoid(logits)

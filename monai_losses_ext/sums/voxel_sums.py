@@ -62,6 +62,7 @@ def voxel_sums(
         input, target = input.unsqueeze(2), target.unsqueeze(2)  # noqa: A001
         distance = None if distance is None else distance.unsqueeze(2)
     if backend == "reference":
+        voxel_inputs(input, target, activation, ignore_index)  # only to check the labels, as the other backend does
         sums = terms.reference_sums(input, target, distance, terms_, activation, ignore_index)
     else:
         sums = _chunked_sums(input, target, distance, ",".join(terms_), activation, ignore_index)
@@ -97,11 +98,8 @@ def checked(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A0
 
     Sums and maps over voxels have no affine, so a MetaTensor's is dropped.
     """
+    check_input(input)
     input, target = _plain(input), _plain(target)  # noqa: A001
-    if not input.is_floating_point():
-        raise _checks.fail("input", "must be floating point", input.dtype)
-    if input.ndim < 2 or input.shape[1] == 0:
-        raise _checks.ShapeError(f"input: must be [B, C, *S] with at least one channel; got {list(input.shape)}.")
     target = with_channel_axis(input, target)
     if target.device != input.device:
         raise _checks.fail("target", f"must be on the input's device, {input.device}", str(target.device))
@@ -113,6 +111,16 @@ def checked(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A0
         raise _checks.fail("target", "must be real", target.dtype)
     # torch has no arithmetic for these
     return input, target.long() if target.dtype in (torch.uint16, torch.uint32, torch.uint64) else target
+
+
+def check_input(input: Tensor) -> None:  # noqa: A002
+    """Refuse what is no tensor of floating point numbers ``[B, C, *S]``."""
+    if not isinstance(input, Tensor):
+        raise _checks.fail("input", "must be a tensor", type(input).__name__)
+    if not input.is_floating_point():
+        raise _checks.fail("input", "must be floating point", input.dtype)
+    if input.ndim < 2 or input.shape[1] == 0:
+        raise _checks.ShapeError(f"input: must be [B, C, *S] with at least one channel; got {list(input.shape)}.")
 
 
 def _checked_distance(input: Tensor, distance: Tensor) -> Tensor:  # noqa: A002

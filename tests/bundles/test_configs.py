@@ -167,7 +167,7 @@ def test_last_epoch_is_validated(bundle: Path, dataset: Path, epochs: int, handl
 def test_monais_tracking_flag_adds_to_the_same_run(bundle: Path, tmp_path: Path) -> None:
     made = workflow(bundle, tracking="mlflow", output_dir=str(tmp_path))
     for part in ("train", "validate"):
-        handlers = [h for h in made.parser.get(f"{part}#handlers") if h["_target_"] == "MLFlowHandler"]
+        handlers = [h for h in made.parser.get(f"{part}#handlers") if h["_target_"].endswith("MLFlowHandler")]
         assert len(handlers) == 2
         for key in ("tracking_uri", "experiment_name", "run_name"):
             assert handlers[0][key] == handlers[1][key] == f"@{key}"

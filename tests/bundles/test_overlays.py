@@ -52,7 +52,8 @@ def test_boundary_with_precomputed_maps_and_a_schedule(
     assert metrics["loss_boundary"] > 0
     case = workflow.parser.get_parsed_content("train#dataset")[0][0]
     assert case["distance"].shape == (3, 16, 16, 16) and isinstance(case["image"], torch.Tensor)
-    assert sorted(path.name for path in (tmp_path / "bundle" / "models").glob("*.pt")) == ["model.pt", "model_final.pt"]
+    written = sorted(path.name for path in (tmp_path / "bundle" / "models").glob("*.pt"))
+    assert written == ["model.pt", "model_final.pt", "training_state.pt"]
 
 
 def test_boundary_computed_in_the_loss(bundle: Path, dataset: Path, tmp_path: Path) -> None:

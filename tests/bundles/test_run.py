@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from bundles.helpers import REPOSITORY, bundle_run, only_run
 
-REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "bundles" / "msd_hippocampus_mri_segmentation" / "configs"
 NETWORK = (
     "{'_target_': 'UNet', 'spatial_dims': 3, 'in_channels': 1, 'out_channels': 3, 'channels': [4, 8], 'strides': [2]}"
@@ -33,18 +29,6 @@ sys.modules["monai_losses_ext"] = None
 runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 assert not [name for name in sys.modules if name.startswith("monai_losses_ext.")]
 """
-
-
-def bundle_run(
-    cwd: Path, configs: str, *options: str, python: tuple[str, ...] = ("-m", "monai.bundle"), store: str = ""
-) -> str:
-    """Run a bundle as a user does; return what it printed, or raise with it."""
-    command = [sys.executable, *python, "run", "--config_file", configs, *options]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": store}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +45,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> SimpleNamesp
     bundle_run(cwd, str(CONFIGS / "inference.json"), *common, *images, python=("-c", MONAI_ALONE))
     runs = {"train": only_run(f"sqlite:///{root}/output/mlruns.db"), "evaluate": only_run(elsewhere)}
     return SimpleNamespace(root=root, cwd=cwd, **runs)
-
-
-class TrackedRun:
-    """A run in an MLflow store."""
-
-    def __init__(self, client: MlflowClient, run: Run) -> None:
-        self.client, self.run = client, run
-
-    def history(self, metric: str) -> dict[int, float]:
-        """Return a metric's values by step."""
-        return {m.step: m.value for m in self.client.get_metric_history(self.run.info.run_id, metric)}
-
-    def artifacts(self) -> set[str]:
-        """Return the names of the artifacts."""
-        return {entry.path for entry in self.client.list_artifacts(self.run.info.run_id)}
-
-
-def only_run(store: str) -> TrackedRun:
-    """Return the one run that the bundle's experiment has in a store."""
-    client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("msd_hippocampus_mri_segmentation")
-    (run,) = client.search_runs([experiment.experiment_id])
-    return TrackedRun(client, run)
 
 
 def test_outputs_land_under_the_bundle_alone(run: SimpleNamespace) -> None:

@@ -48,6 +48,21 @@ def test_equals_brute_force(backend, case):
 
 
 @every_backend
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("spacing", [0.7, 0.3])
+def test_is_exact_along_a_long_axis(backend, axis, spacing):
+    shape, size = [3, 3, 3], [1.0, 1.0, 1.0]
+    shape[axis], size[axis] = 700, spacing
+    labels = torch.zeros(1, 1, *shape, dtype=torch.uint8)
+    labels.movedim(axis + 2, 2)[:, :, 0] = 1
+    maps = signed_distance(labels, 2, size, backend=backend)
+    expected = spacing * torch.arange(1, 700, dtype=torch.float64)
+    assert torch.allclose(maps[0, 1].movedim(axis, 0)[1:, 1, 1].double(), expected, rtol=0, atol=1e-4)
+    line = signed_distance(labels.movedim(axis + 2, 4)[..., 1, 1, :], 2, spacing, backend=backend)
+    assert torch.allclose(line[0, 1, 1:].double(), expected, rtol=0, atol=1e-4)
+
+
+@every_backend
 @settings(max_examples=50, deadline=None)
 @given(case=label_maps())
 def test_masks_give_what_labels_give(backend, case):
@@ -93,7 +108,10 @@ def test_overlapping_masks(backend):
 
 
 @every_backend
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.int64, torch.float16, torch.float32],
+)
 def test_label_dtypes_and_samples_of_their_own_spacing(backend, dtype):
     labels = torch.randint(0, 3, (3, 1, 6, 5))
     spacing = [[1.0, 2.0], [0.5, 0.5], [3.0, 0.7]]
@@ -108,6 +126,9 @@ def test_a_value_that_is_no_class_lies_outside_of_all(backend):
     labels = torch.tensor([[[0, 0, 1, 255, 255]]])
     assert signed_distance(labels, 2, backend=backend)[0].tolist() == [[-2, -1, 1, 2, 3], [2, 1, -1, 1, 2]]
     assert signed_distance(labels.float() - 1, 2, backend=backend)[0, 0].tolist() == [2, 1, -1, 1, 2]
+    for dtype, num_classes in ((torch.int8, 130), (torch.uint8, 300)):  # more classes than the dtype can hold
+        maps = signed_distance(labels.clamp(max=2).to(dtype), num_classes, backend=backend)
+        assert maps[0, 1].tolist() == [2, 1, -1, 1, 2] and (maps[0, 3:] == 2.5).all()
 
 
 @every_backend
@@ -148,9 +169,12 @@ def test_errors_are_one_line():
         signed_distance(labels, 2, convention="monai")
     with pytest.raises(ValueError, match=r"^distance backend: must be one of auto, edt, scipy; got"):
         signed_distance(labels, 2, backend="numpy")
-    for spacing in (0.0, -1.0, [1.0, 1.0, 1.0], math.nan, math.inf):
+    for spacing in (0.0, -1.0, [1.0, 1.0, 1.0], math.nan, math.inf, "1", [[1.0, 1.0], [1.0]]):
         with pytest.raises(ValueError, match=r"^spacing: must be a number above 0"):
             signed_distance(labels, 2, spacing=spacing)
+    for broken in (0.9999, math.nan):  # cut down to a whole number, it would be another class
+        with pytest.raises(ValueError, match=r"^target: index labels must be whole numbers; got .*interpolation"):
+            signed_distance(torch.tensor([[[0.0, broken, 1.0]]]), 2)
     with pytest.raises(ValueError, match=r"^target: index labels must be \[B, 1, \*S\]; got \[1, 2, 4\]"):
         signed_distance(torch.zeros(1, 2, 4), 2)
     with pytest.raises(ValueError, match=r"^target: must be \[B, C, \*S\] with 1 to 3 spatial axes"):

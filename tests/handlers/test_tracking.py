@@ -12,10 +12,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import IterationEvents, SupervisedTrainer
-from monai.handlers import LrScheduleHandler
+from monai.handlers import LrScheduleHandler, MLFlowHandler
 from torch import nn
 
-from monai_losses_ext import get_loss
+from monai_losses_ext import DeepSupervisionLoss, get_loss
 from monai_losses_ext.handlers import LossTracker
 
 EPOCHS = 3
@@ -179,3 +179,75 @@ def test_names_that_mlflow_refuses_and_a_loss_that_is_nan(store: Any) -> None:
     case.run(LossTracker(case.loss, case.optimizer), store.handler(close_on_complete=True))
     assert [math.isnan(value) for value in store.history("loss").values()] == [True] * EPOCHS
     assert list(store.history("loss_dice_front_")) == [1, 2, 3]
+
+
+def test_an_optimizer_without_the_learned_weights_stops_at_the_start_with_the_fix() -> None:
+    loss = get_loss({"type": "compound", "components": ["dice", "focal"], "learnable_weights": True})
+    case = Case(loss=loss)
+    with pytest.raises(SystemExit, match="^error: optimizer: must train the weights") as caught:
+        case.run(LossTracker(case.loss, case.optimizer))
+    assert "\n" not in str(caught.value)
+    assert "@loss.parameters()" in str(caught.value)
+    assert case.recorder.iterations == {}
+
+
+def test_learned_weights_are_tracked_of_a_loss_inside_another(store: Any) -> None:
+    loss = DeepSupervisionLoss(
+        get_loss({"type": "compound", "components": ["dice", "cross_entropy"], "learnable_weights": True})
+    )
+    case = Case(loss=loss)
+    case.network = nn.Conv1d(1, 2, 1)
+    case.optimizer = torch.optim.Adam([*case.network.parameters(), *loss.parameters()], lr=0.1)
+    case.loader = [{"image": torch.randn(2, 1, 5), "label": torch.ones(2, 1, 5)}] * 3
+    mlflow = store.handler(close_on_complete=True)
+    case.run(LossTracker(loss, case.optimizer), mlflow)
+    weights = {name: store.history(f"weight_{name}") for name in ("dice", "cross_entropy")}
+    assert list(weights["dice"]) == [1, 2, 3]
+    assert weights["dice"][1] != weights["dice"][3]
+    for epoch in (1, 2, 3):
+        assert weights["dice"][epoch] + weights["cross_entropy"][epoch] == pytest.approx(1)
+    assert set(store.history("loss_dice")) == {1, 2, 3}
+
+
+def test_dynamic_weights_follow_the_epochs_means() -> None:
+    loss = get_loss({"type": "compound", "components": ["dice", "cross_entropy"], "weighting": "dwa"})
+    case = Case(loss=loss)
+    case.network = nn.Conv1d(1, 2, 1)
+    case.optimizer = torch.optim.Adam(case.network.parameters(), lr=0.1)
+    case.loader = [{"image": torch.randn(2, 1, 5), "label": torch.ones(2, 1, 5)}] * 3
+    history: list[dict[str, float]] = []
+    trainer = SupervisedTrainer(
+        torch.device("cpu"),
+        4,
+        case.loader,
+        case.network,
+        case.optimizer,
+        loss,
+        train_handlers=[LossTracker(loss, case.optimizer)],
+    )
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: history.append(dict(engine.state.metrics)))
+    trainer.run()
+    assert [row["weight_dice"] for row in history[:2]] == [0.5, 0.5]
+    names = ("dice", "cross_entropy")
+    for t in (2, 3):
+        ratios = [history[t - 1][f"loss_{name}"] / history[t - 2][f"loss_{name}"] for name in names]
+        shares = [math.exp(min(ratio, 2) / 2) for ratio in ratios]
+        assert history[t]["weight_dice"] == pytest.approx(shares[0] / sum(shares))
+
+
+def test_values_of_an_iteration_reach_mlflow_where_they_are_asked_for(store: Any) -> None:
+    case = Case()
+    tracker = LossTracker(case.loss, case.optimizer)
+    handler = MLFlowHandler(
+        store.uri,
+        iteration_log=True,
+        output_transform=tracker.of_iteration,
+        experiment_name="test",
+        run_name="test",
+        close_on_complete=True,
+    )
+    case.run(tracker, handler)
+    seen = [values["loss"] for epoch in (1, 2, 3) for values in case.recorder.iterations[epoch]]
+    assert list(store.history("iteration_loss").values()) == pytest.approx(seen)
+    assert list(store.history("iteration_weight_square")) == [*range(1, 10)]
+    assert list(store.history("loss")) == [1, 2, 3]

@@ -88,12 +88,17 @@ def test_parity_with_monai_up_to_the_constant(include_background, batch, reducti
 
 @settings(max_examples=100, deadline=None)
 @given(
-    seed=st.integers(0, 2**31), shift=st.floats(-5, 5), scale=st.floats(0, 4), half=st.booleans(), soft=st.booleans()
+    seed=st.integers(0, 2**31),
+    shift=st.floats(-5, 5),
+    scale=st.floats(0, 4),
+    sure=st.floats(0, 60),
+    half=st.booleans(),
+    soft=st.booleans(),
 )
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_is_never_negative_whatever_the_map_and_the_target(activation, seed, shift, scale, half, soft):
+def test_is_never_negative_whatever_the_map_and_the_target(activation, seed, shift, scale, sure, half, soft):
     generator = torch.Generator().manual_seed(seed)
-    x = 5 * torch.randn(1, 3, 6, 5, generator=generator)
+    x = sure * torch.randn(1, 3, 6, 5, generator=generator)
     target = torch.rand(1, 3, 6, 5, generator=generator)
     target = target if soft else (target > 0.5).float()
     phi = scale * torch.randn(1, 3, 6, 5, generator=generator) + shift
@@ -132,6 +137,12 @@ def test_spacing_comes_from_the_affine_of_each_sample():
         in_voxels = BoundaryLoss(softmax=True, spacing=(mm[1], mm[0], mm[2]))(logits[b : b + 1], labels[b : b + 1])
         target = MetaTensor(labels[b : b + 1], affine=turned)
         assert loss(logits[b : b + 1], target).item() == pytest.approx(in_voxels.item())
+    # a sagittal slice of a volume: its axes are the patient's second and third
+    slice_affine = torch.tensor([[0.0, 0, 2, 0], [0.5, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 0, 1]])
+    in_plane = BoundaryLoss(softmax=True, spacing=(0.5, 3.0))(logits[..., 0], labels[..., 0])
+    assert loss(logits[..., 0], MetaTensor(labels[..., 0], affine=slice_affine)).item() == pytest.approx(
+        in_plane.item()
+    )
     both = MetaTensor(labels, affine=torch.stack([affine(0.5, 1.0, 3.0), affine(2.0, 2.0, 1.0)]))
     assert loss(logits, both).item() == pytest.approx(sum(given) / 2)
 
@@ -158,18 +169,51 @@ def test_a_given_map_gives_what_the_computed_one_gives():
     )
 
 
-def test_ignored_voxels_do_not_count():
+@pytest.mark.parametrize("there", [1e6, float("nan"), float("inf")])
+@pytest.mark.parametrize("normalize", ["voxels", "distance"])
+def test_ignored_voxels_do_not_count(there, normalize):
     logits, labels = torch.randn(1, 2, 8, dtype=torch.float64), torch.randint(0, 2, (1, 8))
     phi = torch.randn(1, 2, 8, dtype=torch.float64)
-    loss = BoundaryLoss(softmax=True, ignore_index=255)
+    loss = BoundaryLoss(softmax=True, ignore_index=255, normalize=normalize)
     value = loss(logits[..., :5], {"label": labels[:, :5], "distance": phi[..., :5]})
     labels[:, 5:] = 255
-    phi[..., 5:] = 1e6
+    phi[..., 5:] = there
     assert loss(logits, {"label": labels, "distance": phi}).item() == pytest.approx(value.item())
     labels[:] = 255
     logits.requires_grad_()
     loss(logits, {"label": labels, "distance": phi}).backward()
     assert logits.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("kind", ["one channel", "regions", "a class"])
+def test_ignored_voxels_lie_outside_of_all_classes_in_a_computed_map(kind):
+    inside = torch.zeros(1, 1, 9)
+    inside[..., 2:5] = 1
+    if kind == "one channel":
+        ignore_index, label, clean, flags = 255, inside.clone(), inside, {"sigmoid": True}
+    elif kind == "regions":
+        clean = torch.cat([inside, inside.roll(1, 2)], 1)
+        ignore_index, label, flags = 255, clean.clone(), {"sigmoid": True}
+    else:
+        label = inside[:, 0].long()
+        ignore_index, flags = 2, {"softmax": True}
+        clean = torch.cat([1 - inside, inside, 0 * inside], 1)
+        clean[..., 7:] = 0
+    label[..., 7:] = ignore_index
+    loss = BoundaryLoss(ignore_index=ignore_index, spacing=1.0, **flags)
+    logits = torch.randn(clean.shape)
+    expected = loss(logits, {"label": label, "distance": signed_distance(clean)})
+    assert loss(logits, label).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.filterwarnings("ignore:BoundaryLoss")
+def test_compiles():
+    logits, labels = torch.randn(2, 3, 6, 5, 4), torch.randint(0, 3, (2, 1, 6, 5, 4))
+    loss = BoundaryLoss(softmax=True, ignore_index=2)
+    compiled = torch.compile(loss, backend="aot_eager")
+    with_affine = MetaTensor(labels, affine=affine(0.5, 1.0, 3.0))
+    for target in (labels, with_affine, {"label": labels, "distance": torch.randn_like(logits)}):
+        assert torch.equal(compiled(logits, target), loss(logits, target))
 
 
 def test_compound_shares_the_pass_and_passes_the_label_on(monkeypatch):
@@ -214,6 +258,8 @@ def test_monais_hausdorff_losses_by_name(name):
     compound = get_loss({"type": "compound", "components": ["dice", {"type": name, "alpha": 1.5}]})
     compound(logits, labels)
     assert compound.last_terms[compound.names[1]].item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"^softmax: is constant over one channel; use sigmoid"):
+        ours(logits[:, :1], labels > 0)
     with pytest.raises(ValueError, match=r"^loss: .*: key: must be one of .* got 'weight'"):
         get_loss({"type": name, "weight": [1, 2, 3]})
 
@@ -224,5 +270,8 @@ def test_errors_are_one_line():
         loss(torch.zeros(1, 2, 4), {"distance": torch.zeros(1, 2, 4)})
     with pytest.raises(ValueError, match=r"^distance: must have the input's shape \[1, 2, 4\]; got \[1, 1, 4\]"):
         loss(torch.zeros(1, 2, 4), {"label": torch.zeros(1, 4), "distance": torch.zeros(1, 1, 4)})
+    for distance, got in ((torch.zeros(1, 2, 4, device="meta"), "'meta'"), ([1.0], "'list'")):
+        with pytest.raises(ValueError, match=rf"^distance: must be a tensor on the input's device, cpu; got {got}\.$"):
+            loss(torch.zeros(1, 2, 4), {"label": torch.zeros(1, 4), "distance": distance})
     with pytest.raises(ValueError, match=r"absent: must be one of far, zero; got 'fat'\. Did you mean 'far'\?"):
         get_loss({"type": "boundary", "absent": "fat"})

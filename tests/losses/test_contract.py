@@ -12,13 +12,14 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_losses_ext import CompoundLoss, get_loss
+from monai_losses_ext import CompoundLoss, CrossEntropyLoss, DiceLoss, FocalLoss, TverskyLoss, get_loss
 from monai_losses_ext.losses import LOSSES
 
 PLAIN = [name for name in LOSSES if name != "compound"]
 SINGLE = [name for name in PLAIN if not issubclass(LOSSES[name], CompoundLoss)]
 COMPOUND = {"type": "compound", "components": [{"type": name, "weight": 0.1 + i} for i, name in enumerate(SINGLE)]}
 CONFIGS = {name: {"type": name} for name in PLAIN} | {"compound": COMPOUND}
+CONFIGS |= {f"compound, {kind}": COMPOUND | {"weighting": kind} for kind in ("softmax", "dwa")}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 
 every_loss = pytest.mark.parametrize("name", CONFIGS)
@@ -159,10 +160,29 @@ def test_autocast_does_not_reach_in(name):
         assert torch.equal(loss(x, target), value)
 
 
-def test_compiles_into_a_training_step():
+@pytest.mark.parametrize(
+    "loss",
+    [
+        TverskyLoss(softmax=True, alpha=[0.1, 0.2, 0.3], beta=[0.5, 0.6, 0.7], weight=[1.0, 2.0, 3.0]),
+        FocalLoss(alpha=[0.1, 0.2, 0.3], weight=[1.0, 2.0, 3.0]),
+        DiceLoss(softmax=True, weight=[1.0, 2.0, 3.0]),
+        CrossEntropyLoss(weight=[1.0, 2.0, 3.0]),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_values_per_class_keep_the_type_and_follow_the_device(loss):
+    x, target = batch(dtype=torch.float32)
+    assert loss(x, target).dtype == torch.float32
+    assert loss(x.to("meta"), target.to("meta")).device.type == "meta"
+
+
+@every_loss
+def test_compiles_into_a_training_step(name):
     x, target = batch((2, 8, 8), dtype=torch.float32)
-    loss = get_loss(COMPOUND)
-    step = torch.compile(lambda x: loss(2 * x, target), backend="aot_eager")
+    loss = get_loss(CONFIGS[name])
+    makes_maps = "boundary" in json.dumps(CONFIGS[name])  # by a library that torch.compile does not see into
+    torch._dynamo.reset()  # the tests before count towards the limit of compilations
+    step = torch.compile(lambda x: loss(2 * x, target), backend="aot_eager", fullgraph=not makes_maps)
     leaf = x.clone().requires_grad_()
     step(leaf).backward()
     expected, gradient = gradient_of(lambda x, target: loss(2 * x, target), x, target)

@@ -31,7 +31,20 @@ VALID = [
         }
     },
     {"type": "compound", "components": ["dice", "focal"]},
+    {"type": "compound", "components": ["dice", "focal"], "learnable_weights": True},
+    {"type": "compound", "components": ["dice", "focal"], "learnable_weights": True, "weighting": None},
+    {"type": "compound", "components": ["dice", "focal"], "learnable_weights": False, "weighting": "dwa"},
+    {"type": "compound", "components": ["dice", "focal"], "weighting": {"type": "fixed"}},
+    {"type": "compound", "components": ["dice", "focal"], "weighting": {"type": "softmax", "floor": 0, "pull": 0.5}},
+    {
+        "type": "compound",
+        "components": [{"type": "dice", "weight": 0.7}, {"type": "hausdorff_dt", "weight": 0.3}],
+        "learnable_weights": True,
+        "weighting": {"type": "uncertainty", "max_ratio": 4},
+    },
+    {"type": "compound", "components": ["dice", "focal"], "weighting": {"type": "dwa", "temperature": 1.5}},
 ]
+TWO = {"type": "compound", "components": ["dice", "focal"]}
 INVALID = [
     ({"type": "tverskyy"}, "Did you mean 'tversky'"),
     ({"type": "dice", "smoth_nr": 1}, "Did you mean 'smooth_nr'"),
@@ -43,6 +56,22 @@ INVALID = [
     ({"type": "compound", "components": [{"type": "dice", "weight": -1}]}, r"components\[0\]: weight: .*got -1"),
     ({"type": "compound", "components": [{"type": "dice", "weight": [1, 2]}]}, "class_weight"),
     ({"gamma": 2}, "needs a type"),
+    ({**TWO, "learnable": True}, r"compound: key: must be one of .*Did you mean 'learnable_weights'"),
+    ({**TWO, "learnable_weights": "yes"}, "compound: learnable_weights: must be true or false; got 'yes'"),
+    ({**TWO, "weighting": "sofmax"}, "compound: weighting: must be one of .*got 'sofmax'. Did you mean 'softmax'"),
+    ({**TWO, "weighting": {"type": "softmax", "flor": 0.1}}, "weighting: softmax: key: .*Did you mean 'floor'"),
+    ({**TWO, "weighting": {"type": "softmax", "pull": -1}}, "compound: weighting: softmax: pull: .*got -1"),
+    ({**TWO, "weighting": {"type": "uncertainty", "max_ratio": 1}}, "max_ratio: must be a number above 1; got 1"),
+    ({**TWO, "weighting": {"type": "dwa", "temperature": "hot"}}, "temperature: must be a number above 0; got 'hot'"),
+    ({**TWO, "learnable_weights": True, "weighting": "dwa"}, "must be softmax or uncertainty .*got 'dwa'"),
+    (
+        {**TWO, "learnable_weights": True, "weighting": {"type": "fixed"}},
+        "must be softmax or uncertainty .*got 'fixed'",
+    ),
+    (
+        {**TWO, "learnable_weights": False, "weighting": "softmax"},
+        "must be true, or left out, with weighting 'softmax'",
+    ),
 ]
 
 
@@ -95,8 +124,9 @@ def test_defaults_of_another_bundle_reach_the_losses_that_take_them():
     dice, cross_entropy = compound.losses
     assert dice.batch and dice.squared_pred and not dice.include_background
     assert dice.activation == cross_entropy.activation == "sigmoid"
-    with pytest.raises(ValueError, match="got 'sigmoyd'"):
-        get_loss("dice", sigmoyd=True)
+    for unknown in ("sigmoyd", "learnable", "weighting"):
+        with pytest.raises(ValueError, match=f"got '{unknown}'"):
+            get_loss("dice", **{unknown: True})
 
 
 @pytest.mark.parametrize("name", ["dice", "focal", "dice_ce", "dice_focal", "cross_entropy", "tversky"])
@@ -111,3 +141,5 @@ def test_softmax_over_one_channel_is_an_error(name):
 def test_the_device_is_honoured():
     loss = get_loss({"type": "dice", "class_weight": [1, 2]}, device="meta")
     assert loss.class_weight.device.type == "meta"
+    loss = get_loss({"type": "compound", "components": ["dice"], "learnable_weights": True}, device="meta")
+    assert {t.device.type for t in loss.state_dict().values()} == {"meta"}

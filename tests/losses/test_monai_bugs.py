@@ -73,6 +73,25 @@ def test_alpha_per_class_leaves_sigmoid_negatives_alone(problem):
     assert theirs.FocalLoss(alpha=alphas)(x, dense).item() != pytest.approx(expected, rel=0.05)
 
 
+def test_focal_softmax_over_one_channel_is_a_constant(problem):
+    x, labels = problem
+    one, foreground = x[:, :1], (labels > 0)[:, None].double()
+    assert theirs.FocalLoss(use_softmax=True)(one, foreground).item() == 0.0
+    with pytest.raises(ValueError, match="softmax over one channel is constant"):
+        ours.FocalLoss(use_softmax=True)(one, foreground)
+
+
+def test_focal_computes_in_float32(problem):
+    x, labels = problem
+    dense = one_hot(labels, 3).movedim(-1, 1).double()
+    mine, other = (module.FocalLoss()(x, dense) for module in (ours, theirs))
+    assert (mine.dtype, other.dtype) == (torch.float64, torch.float32)
+    p = oracles.probabilities(x.tolist(), "sigmoid")[0]
+    expected = sum(oracles.focal_sigmoid(p[c], dense[0, c].tolist(), [1.0] * 20, 2.0) for c in range(3)) / (3 * 20)
+    assert mine.item() == pytest.approx(expected, abs=1e-12)
+    assert other.item() != pytest.approx(expected, abs=1e-12)
+
+
 def test_ignoring_nothing_changes_the_focal_loss(problem):
     x, labels = problem
     flags = {"use_softmax": True, "to_onehot_y": True}
@@ -101,6 +120,10 @@ def test_class_weights_mean_the_same_in_both_parts(problem):
     shorter = ours.DiceLoss(softmax=True, include_background=False, weight=weight[1:])
     ce = ours.CrossEntropyLoss(weight=weight)
     assert loss(x, labels).item() == pytest.approx((shorter(x, labels) + ce(x, labels)).item())
+    flags = {"softmax": True, "to_onehot_y": True, "include_background": False}
+    assert theirs.DiceCELoss(**flags, weight=torch.tensor(weight, dtype=torch.float64))(x, labels[:, None]) > 0
+    with pytest.raises(ValueError, match="number of classes"):
+        theirs.DiceFocalLoss(**flags, weight=weight)(x, labels[:, None])
     both = ours.DiceFocalLoss(softmax=True, include_background=False, weight=weight)
     assert both(x, labels).item() == pytest.approx(
         ours.DiceFocalLoss(softmax=True, include_background=False, weight=weight[1:])(x, labels).item()

@@ -108,6 +108,15 @@ def test_tversky_special_cases(problem):
     assert listed.item() == pytest.approx(plain.item())
 
 
+def test_a_perfect_class_costs_nothing_whatever_the_exponent(problem):
+    _, labels = problem
+    logits = (60 * F.one_hot(labels, 3).movedim(-1, 1).float() - 30).requires_grad_()
+    value = ours.FocalTverskyLoss(softmax=True, gamma=3.0)(logits, labels)
+    value.backward()
+    assert value.item() == 0
+    assert not logits.grad.any()
+
+
 def test_a_soft_reference_can_be_met():
     soft = torch.rand(2, 3, 20, dtype=torch.float64)
     for loss in (ours.DiceLoss(soft_label=True), ours.TverskyLoss(soft_label=True)):
@@ -177,6 +186,10 @@ def test_a_wrong_compound_is_refused(arguments, message):
         (lambda: ours.DiceLoss(weight=[1, -1]), "weight"),
         (lambda: ours.DiceLoss(reduction="men"), "Did you mean 'mean'"),
         (lambda: ours.FocalTverskyLoss(gamma=0), "gamma: must be a number above 0"),
+        (lambda: ours.CrossEntropyLoss(sigmoid=True, label_smoothing=0.1), "label_smoothing: must be 0 with sigmoid"),
+        (lambda: ours.DiceLoss()([torch.zeros(1, 2, 4)], torch.zeros(1, 4)), "input: must be a tensor; got 'list'"),
+        (lambda: ours.DiceLoss()(torch.zeros(4), torch.zeros(4)), r"input: must be \[B, C, \*S\]"),
+        (lambda: ours.FocalLoss(reduction="none")(torch.zeros(4), torch.zeros(4)), r"input: must be \[B, C, \*S\]"),
         (lambda: ours.DiceLoss(softmax=True, weight=[1.0] * 5)(torch.zeros(1, 3, 4), torch.zeros(1, 4)), "3 for this"),
         (lambda: ours.FocalLoss(use_softmax=True)(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)), "no gradient"),
     ],

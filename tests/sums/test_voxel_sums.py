@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from itertools import product
 
 import oracles
@@ -122,6 +123,21 @@ def test_gradcheck_for_every_term(activation):
     assert torch.autograd.gradcheck(lambda x: tuple(voxel_sums(x, labels, terms, activation, None, phi).values()), x)
 
 
+def test_differentiable_twice_by_the_definition_alone():
+    x = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 3, (1, 4))
+
+    def overlap(x, backend="reference"):
+        sums = voxel_sums(x, labels, ["tp", "ce"], backend=backend)
+        return (sums["tp"] ** 2 + sums["ce"]).sum()
+
+    assert torch.autograd.gradgradcheck(overlap, x)
+    (gradient,) = torch.autograd.grad(overlap(x, "chunked"), x, create_graph=True)
+    torch.testing.assert_close(torch.func.grad(overlap)(x.detach()), gradient.detach())
+    with pytest.raises(RuntimeError, match="differentiable once; the backend 'reference' is differentiable twice"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("target_kind", ["index", "dense"])
 def test_layouts_give_the_same_numbers(target_kind):
     x = torch.randn(2, 3, 6, 5, 4)
@@ -184,18 +200,59 @@ def test_extreme_logits_stay_finite():
     assert sums["ce"][0, 1].item() == pytest.approx(2e4)
 
 
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_a_class_ruled_out_by_minus_infinity_counts_for_nothing(backend):
+    x, labels = torch.randn(2, 2, 7, dtype=torch.float64), torch.randint(0, 2, (2, 7))
+    ruled_out = torch.cat([x, torch.full((2, 1, 7), -math.inf, dtype=torch.float64)], 1)
+    terms = ["tp", "pred", "ce", "focal:2.0"]
+    gradients = []
+    for logits in (x.requires_grad_(), ruled_out.requires_grad_()):
+        sums = voxel_sums(logits, labels, terms, backend=backend)
+        gradients.append(torch.autograd.grad(sum(sums[term][:, :2].sum() for term in terms), logits)[0])
+        for term in terms:
+            expected = voxel_sums(x, labels, [term])[term]
+            torch.testing.assert_close(sums[term][:, :2], expected)
+            assert not sums[term][:, 2:].any()
+    torch.testing.assert_close(gradients[1][:, :2], gradients[0])
+    assert not gradients[1][:, 2].any()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (0, 3)])
+def test_no_voxels_sum_up_to_zero(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    sums = voxel_sums(x, torch.zeros(shape[0], *shape[2:], dtype=torch.long), ["tp", "ce", "count"])
+    for value in sums.values():
+        assert value.shape == shape[:2]
+        assert not value.any()
+    sum(value.sum() for value in sums.values()).backward()
+    assert x.grad.shape == shape
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are asked for on Linux")
+def test_a_kernel_without_huge_pages(monkeypatch):
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)  # advice that no kernel takes
+    with pytest.raises(OSError, match="Invalid argument"), mmap.mmap(-1, 4096) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    x = torch.zeros(1, 2, 2**21, requires_grad=True)
+    voxel_sums(x, torch.zeros(1, 2**21, dtype=torch.uint8), ["tp"])["tp"].sum().backward()
+    torch.testing.assert_close(x.grad[0], torch.tensor([[0.25], [-0.25]]).expand(2, 2**21))
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (torch.tensor([[0, 3, 7]]), r"target: index labels must lie in 0\.\.2 .* got \[3, 7\]\."),
         (torch.tensor([[0, -1, 1]]), r"got \[-1\]\. A label that should not count goes into ignore_index\."),
         (torch.tensor([[0.0, 0.5, 1.0]]), r"must be whole numbers; got 0\.5\. Were labels resampled"),
+        (torch.tensor([[0.0, math.nan, 1.0]]), r"must be whole numbers; got nan\."),
+        (torch.tensor([[0.0, math.inf, 1.0]]), r"must lie in 0\.\.2 .* got \[inf\]\."),
         (torch.tensor([[0, 1]]), r"target: must be \[B, \*S\].*input's shape \[1, 3, 3\]; got \[1, 1, 2\]\."),
     ],
 )
-def test_a_wrong_target_is_named_in_one_line(labels, message):
+def test_a_wrong_target_is_named_in_one_line(backend, labels, message):
     with pytest.raises(ValueError, match=message) as caught:
-        voxel_sums(torch.zeros(1, 3, 3), labels, ["tp"])
+        voxel_sums(torch.zeros(1, 3, 3), labels, ["tp"], backend=backend)
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,166 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""States of a training on real engines: whole files, seeds by epoch, one MLflow run."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from mlflow import MlflowClient
+from monai.data import DataLoader, DistributedSampler
+from monai.handlers import MLFlowHandler
+from monai.transforms import Compose, Lambdad, RandGaussianNoised
+from torch import nn
+
+from monai_losses_ext.data.seeded import SeededCacheDataset
+from monai_losses_ext.handlers import BestModel, EpochSeed, ResumableMLFlowHandler, TrainingState
+from monai_losses_ext.handlers.training_state import load_state, save_whole
+
+
+class Trainer:
+    """A trainer that draws random numbers and steps a network."""
+
+    def __init__(self, path: Path, stop_in: int | None = None, resume: bool = False) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Linear(2, 1)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
+        self.stop_in = stop_in
+        self.engine = Engine(self.step)
+        objects = {"network": self.network, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
+        EpochSeed(seed=7).attach(self.engine)
+        TrainingState(path, objects, {"run_name": "a"}, resume=resume).attach(self.engine)
+
+    def step(self, engine: Engine, batch: int) -> None:
+        if engine.state.epoch == self.stop_in and batch == 1:
+            raise KeyboardInterrupt
+        inputs = torch.randn(4, 2) + random.random() + np.random.rand()
+        self.optimizer.zero_grad()
+        (self.network(inputs) - 1).square().mean().backward()
+        self.optimizer.step()
+        self.scheduler.step()
+
+    def run(self) -> torch.Tensor:
+        self.engine.run([0, 1, 2], max_epochs=5)
+        return torch.cat([p.detach().flatten() for p in self.network.parameters()])
+
+
+def test_resumed_training_ends_where_one_that_ran_through_ends(tmp_path: Path) -> None:
+    whole = Trainer(tmp_path / "whole.pt").run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(tmp_path / "cut.pt", stop_in=4).run()
+    assert load_state(tmp_path / "cut.pt")["trainer"] == {"epoch": 3, "iteration": 9}
+    resumed = Trainer(tmp_path / "cut.pt", resume=True)
+    assert torch.equal(resumed.run(), whole)
+    assert resumed.engine.state.epoch == 5
+
+
+def test_gradient_scaler_goes_on(tmp_path: Path) -> None:
+    def run(resume: bool) -> float:
+        engine = Engine(lambda engine, batch: None)
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0 if resume else 8.0)
+        TrainingState(tmp_path / "state.pt", {}, resume=resume).attach(engine)
+        engine.run([0], max_epochs=2 if resume else 1)
+        return float(engine.scaler.get_scale())
+
+    assert [run(False), run(True)] == [8.0, 8.0]
+
+
+def test_failed_write_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_whole({"a": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_whole({"a": lambda: 0}, path)
+    assert torch.load(path, weights_only=True) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no training to resume"), (b"no", "cannot be read"), ({"a": 1}, "holds no state")]
+)
+def test_what_is_no_state_is_one_line(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "state.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(SystemExit, match=f"^error: resume: .*{message}") as caught:
+        load_state(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_best_model_is_the_best_also_after_a_resume(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1, bias=False)
+
+    def validate(saver: BestModel, *values: float) -> float:
+        engine = Engine(lambda engine, batch: None)
+        saver.attach(engine)
+        for value in values:
+            nn.init.constant_(network.weight, value)
+            engine.state.metrics["mean_dice"] = value
+            engine.run([0])
+        return float(torch.load(tmp_path / "model.pt", weights_only=True)["weight"])
+
+    first = BestModel(tmp_path / "model.pt", network)
+    assert validate(first, 0.5, math.nan, 0.7, 0.6) == pytest.approx(0.7)
+    second = BestModel(tmp_path / "model.pt", network)
+    second.load_state_dict(first.state_dict())
+    assert validate(second, 0.65) == pytest.approx(0.7)
+    assert validate(second, 0.8) == pytest.approx(0.8)
+
+
+def noisy(epoch: int, num_workers: int, rank: int = 0, num_ranks: int = 1) -> dict[int, float]:
+    """Return what each case looks like in an epoch, case -> value, loaded in an epoch's own order."""
+    steps = Compose([Lambdad("image", lambda x: x), RandGaussianNoised("image", prob=1.0)])
+    data = [{"image": torch.full((1, 2), 1000.0 * i)} for i in range(6)]
+    dataset = SeededCacheDataset(data, steps, seed=3, progress=False)
+    sampler = DistributedSampler(dataset, num_replicas=num_ranks, rank=rank, seed=3)
+    for item in (dataset, sampler):
+        item.set_epoch(epoch)
+    loader = DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=num_workers)
+    values = [float(batch["image"][0, 0, 0]) for batch in loader]
+    return {round(value / 1000): value for value in values}
+
+
+def test_random_transforms_depend_on_seed_epoch_and_case_alone() -> None:
+    once = noisy(epoch=2, num_workers=0)
+    assert len(once) == 6
+    assert len({round(value - 1000 * case, 4) for case, value in once.items()}) == 6
+    assert noisy(epoch=2, num_workers=2) == once
+    assert list(noisy(epoch=2, num_workers=0)) == list(once)
+    halves = [noisy(epoch=2, num_workers=0, rank=rank, num_ranks=2) for rank in (0, 1)]
+    assert {**halves[0], **halves[1]} == once
+    other = noisy(epoch=3, num_workers=0)
+    assert all(other[case] != once[case] for case in once)
+    assert list(other) != list(once)
+
+
+def test_resumed_run_has_no_step_twice(store: Any) -> None:
+    def train(first: int, last: int, resumed_run: bool = True) -> None:
+        kind = ResumableMLFlowHandler if resumed_run else MLFlowHandler
+        handler = kind(store.uri, iteration_log=False, experiment_name="test", run_name="test", close_on_complete=True)
+        engine = Engine(lambda engine, batch: None)
+        engine.state.epoch, engine.state.metrics = first - 1, {"loss": 1.0}
+        handler.attach(engine)
+        for epoch in range(first, last + 1):
+            engine.state.epoch, engine.state.metrics["loss"] = epoch, float(epoch)
+            if epoch == first:
+                handler.start(engine)
+            handler.epoch_completed(engine)
+        handler.close()
+
+    train(1, 3)
+    train(3, 4)  # epoch 3 had been logged when the training was killed
+    assert store.history("loss") == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+    client = MlflowClient(store.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert run.info.status == "FINISHED"
+    train(4, 4, resumed_run=False)  # MONAI's own makes a second run here
+    assert len(client.search_runs([client.get_experiment_by_name("test").experiment_id])) == 2

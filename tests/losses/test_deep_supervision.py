@@ -1,0 +1,194 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Deep supervision against a loop over the heads, for every form of target that the losses take."""
+
+from __future__ import annotations
+
+import monai.losses
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from torch import nn
+
+import monai_losses_ext as ours
+from monai_losses_ext import DeepSupervisionLoss
+from monai_losses_ext.distance import signed_distance
+from monai_losses_ext.losses.deep_supervision import resample_label
+
+SIZES = [(12, 9, 8), (6, 5, 4), (3, 2, 2)]
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def heads(sizes=tuple(SIZES), dtype=torch.float64):
+    return [torch.randn(2, 3, *size, dtype=dtype, requires_grad=True) for size in sizes]
+
+
+def labels(size=SIZES[0]):
+    """Blobs, so that classes survive a coarser grid."""
+    noise = F.interpolate(torch.randn(2, 1, *[max(2, n // 4) for n in size]), size=size, mode=MODES[len(size)])
+    return (noise > -0.3).long() + (noise > 0.3).long()
+
+
+def resampled(label, size):
+    """Return what torch makes of a label ``[B, C, *S]``, by way of float64."""
+    return F.interpolate(label.double(), size=tuple(size), mode="nearest-exact")
+
+
+def looped(loss, inputs, targets, weights=(1.0, 0.5, 0.25)):
+    return sum(w * loss(x, target).item() for w, x, target in zip(weights, inputs, targets, strict=False))
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: y,
+        lambda y: y[:, 0],
+        lambda y: y.to(torch.uint8),
+        lambda y: y.float(),
+        lambda y: torch.cat([y == c for c in range(3)], 1),
+    ],
+    ids=["index", "without channel", "bytes", "floats", "one-hot"],
+)
+def test_every_form_of_label_equals_the_loop(num_axes, form):
+    sizes = [size[:num_axes] for size in SIZES]
+    inputs, label = heads(sizes), labels(sizes[0])
+    loss = ours.DiceCELoss(softmax=True)
+    expected = looped(loss, inputs, [resampled(label, size) for size in sizes])
+    total = DeepSupervisionLoss(loss)(inputs, form(label))
+    assert total.dtype == torch.float64
+    assert total.item() == pytest.approx(expected, rel=1e-12)
+    total.backward()
+    assert all(x.grad.any() for x in inputs)
+
+
+def test_labels_are_resampled_as_torch_does():
+    for old in range(1, 24):
+        label = torch.randint(0, 9, (1, 1, old))
+        for new in range(1, 24):
+            assert torch.equal(resample_label(label, [new]).double(), resampled(label, [new])), (old, new)
+    mask = torch.rand(1, 2, 7, 6) > 0.5
+    assert torch.equal(resample_label(mask, (3, 4)).double(), resampled(mask, (3, 4)))
+
+
+def test_where_monai_works_the_value_is_monais():
+    inputs, label = heads(dtype=torch.float32), labels().float()
+    for mode, weights in (("same", None), ("exp", None), ("two", None), ("exp", [0.7, 0.2, 0.1])):
+        theirs = monai.losses.DeepSupervisionLoss(ours.DiceLoss(softmax=True), mode, weights)(inputs, label)
+        mine = DeepSupervisionLoss(ours.DiceLoss(softmax=True), mode, weights)(inputs, label)
+        assert mine.item() == pytest.approx(theirs.item(), rel=1e-6)
+    with pytest.raises(NotImplementedError):  # why there is a class of ours
+        monai.losses.DeepSupervisionLoss(ours.DiceLoss(softmax=True))(inputs, label.long())
+
+
+def affine(spacings, num_axes):
+    """Return the affine of each sample, turned about an axis."""
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:2, :2] = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+    sizes = [torch.tensor([*spacing, *[1.0] * (4 - num_axes)], dtype=torch.float64) for spacing in spacings]
+    return torch.stack([turn @ torch.diag(size) for size in sizes])
+
+
+@pytest.mark.parametrize("num_axes", [2, 3])
+def test_the_spacing_follows_the_resampling(num_axes):
+    sizes = [size[:num_axes] for size in SIZES]
+    inputs, label = heads(sizes), labels(sizes[0])
+    spacings = [[0.5, 2.0, 3.0][:num_axes], [1.0, 1.5, 0.7][:num_axes]]
+    expected = 0.0
+    for weight, x, size in zip((1.0, 0.5, 0.25), inputs, sizes, strict=True):
+        at_head = [
+            [mm * old / new for mm, old, new in zip(spacing, sizes[0], size, strict=True)] for spacing in spacings
+        ]
+        distance = signed_distance(resampled(label, size).long(), 3, at_head)
+        target = {"label": resampled(label, size), "distance": distance}
+        expected += weight * ours.BoundaryLoss(softmax=True)(x, target).item()
+    loss = DeepSupervisionLoss(ours.BoundaryLoss(softmax=True))
+    for form in (label, label[:, 0]):
+        target = MetaTensor(form, affine=affine(spacings, num_axes))
+        before = target.affine.clone()
+        assert loss(inputs, target).item() == pytest.approx(expected, rel=1e-6)
+        assert torch.equal(target.affine, before) and target.shape == form.shape
+
+
+def test_the_middle_of_the_volume_stays_where_it_is():
+    label = MetaTensor(labels(), affine=affine([[0.5, 2.0, 3.0]] * 2, 3))
+    middles = []
+    for size in SIZES:
+        middle = torch.tensor([*[(n - 1) / 2 for n in size], 1.0], dtype=torch.float64)
+        middles.append(resample_label(label, size).affine @ middle)
+    torch.testing.assert_close(middles, [middles[0]] * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_map_is_resampled_linearly_and_stays_in_millimetres(dtype):
+    inputs, label = heads(), labels()
+    distance = signed_distance(label, 3, (0.5, 2.0, 3.0)).to(dtype)
+    targets = []
+    for size in SIZES:
+        at_head = F.interpolate(distance.double(), size=size, mode="trilinear", align_corners=False)
+        targets.append({"label": resampled(label, size), "distance": at_head})
+    inner = ours.CompoundLoss([ours.DiceLoss(softmax=True), ours.BoundaryLoss(softmax=True)], [0.5, 0.2])
+    expected = looped(inner, inputs, targets)
+    total = DeepSupervisionLoss(inner)(inputs, {"label": label, "distance": distance})
+    assert total.item() == pytest.approx(expected, rel=1e-6 if dtype == torch.float32 else 2e-3)
+    flat = DeepSupervisionLoss(ours.BoundaryLoss(softmax=True, normalize="none", include_background=False))
+    constant = {"label": torch.zeros_like(label), "distance": torch.full_like(distance, 7.0)}
+    probabilities = [x.softmax(1)[:, 1:].double().sum((2, 3, 4)).mean().item() for x in inputs]
+    in_mm = sum(w * 7 * p for w, p in zip((1, 0.5, 0.25), probabilities, strict=True))
+    assert flat(inputs, constant).item() == pytest.approx(in_mm, rel=1e-6)
+
+
+def test_terms_are_those_of_the_full_resolution_and_weights_learn_from_all_heads():
+    inputs, label = heads(), labels()
+    inner = ours.get_loss({"type": "compound", "components": ["dice", "focal"], "learnable_weights": True})
+    alone = ours.get_loss({"type": "compound", "components": ["dice", "focal"]})
+    loss = DeepSupervisionLoss(inner)
+    total = loss(inputs, label)
+    (found,) = (module for module in loss.modules() if isinstance(module, ours.CompoundLoss))
+    alone(inputs[0], label)
+    assert {name: term.item() for name, term in found.last_terms.items()} == {
+        name: term.item() for name, term in alone.last_terms.items()
+    }
+    assert found.get_weights() == pytest.approx({"dice": 0.5, "focal": 0.5})
+    expected = looped(alone, inputs, [resampled(label, size) for size in SIZES])
+    assert total.item() == pytest.approx(expected, rel=1e-12)
+    assert [*loss.parameters()] == [inner.weighting.theta]
+    (gradient,) = torch.autograd.grad(total, [inner.weighting.theta])
+    parts = [
+        torch.autograd.grad(inner(x, resampled(label, size)), inner.weighting.theta)[0]
+        for x, size in zip(inputs, SIZES, strict=True)
+    ]
+    torch.testing.assert_close(gradient, parts[0] + 0.5 * parts[1] + 0.25 * parts[2])
+
+
+def test_other_losses_get_float32_and_plain_labels():
+    inputs, label = heads(dtype=torch.float16), labels()
+    cross_entropy = DeepSupervisionLoss(nn.CrossEntropyLoss())
+    targets = [resampled(label, size)[:, 0].long() for size in SIZES]
+    expected = looped(nn.CrossEntropyLoss(), [x.float() for x in inputs], targets)
+    target = {"label": label[:, 0], "distance": torch.zeros(2, 3, *SIZES[0])}
+    for given in (label[:, 0], target):
+        total = cross_entropy(inputs, given)
+        assert total.dtype == torch.float32 and total.item() == pytest.approx(expected, rel=1e-6)
+    mine = DeepSupervisionLoss(ours.CrossEntropyLoss())(inputs, label)
+    assert mine.dtype == torch.float32 and mine.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_tensor_is_one_head():
+    x, label = heads()[0], labels()
+    value = ours.DiceLoss(softmax=True)(x, label)
+    assert DeepSupervisionLoss(ours.DiceLoss(softmax=True))(x, label).item() == value.item()
+    assert DeepSupervisionLoss(ours.DiceLoss(softmax=True))((x,), label).item() == value.item()
+
+
+def test_what_cannot_be_done_is_one_line():
+    loss = DeepSupervisionLoss(ours.BoundaryLoss(softmax=True, spacing=2.0))
+    inputs, label = heads(), labels()
+    for nothing in (None, []):
+        with pytest.raises(ValueError, match=r"^input: must be a tensor or a list of at least one; got"):
+            loss(nothing, label)
+    with pytest.raises(ValueError, match=r"^BoundaryLoss: spacing: cannot follow .*; got 2.0\.$"):
+        loss(inputs, label)
+    assert torch.isfinite(loss(inputs[:1], label))
+    assert torch.isfinite(loss(inputs, {"label": label, "distance": signed_distance(label, 3, 2.0)}))
