@@ -54,8 +54,10 @@ def rebalance(
     _checks.check_arguments(rebalance, {"component": component, "step": step, "floor": floor})
     names = [regions] if isinstance(regions, str) else list(regions)
     shares = [float(regions[name]) for name in names] if isinstance(regions, Mapping) else [1.0] * len(names)
-    if not names or min(shares) < 0 or sum(shares) <= 0:
+    if not names or not all(0 <= share < math.inf for share in shares) or sum(shares) == 0:
         raise _checks.fail("regions", "must name at least one loss, with shares of at least 0", regions)
+    if len({*names, component}) <= len(names):
+        raise _checks.fail("regions", f"must differ from each other and from {component!r}", regions)
 
     def weights(epoch: int) -> Weights:
         region = max(floor, 1 - step * epoch)
@@ -100,8 +102,18 @@ def get_schedules(configs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> l
 
 
 def weights_at(schedules: Sequence[Schedule], epoch: int) -> Weights:
-    """Return what the schedules together set in an epoch, the first being 1."""
-    return {name: weight for schedule in schedules for name, weight in schedule(epoch).items()}
+    """Return what the schedules together set in an epoch, the first being 1.
+
+    Raises:
+        ValueError: for two schedules of one component.
+    """
+    weights: Weights = {}
+    for schedule in schedules:
+        for name, weight in schedule(epoch).items():
+            if name in weights:
+                raise _checks.fail("schedules", "must not set one component twice", name)
+            weights[name] = weight
+    return weights
 
 
 def table(schedules: Sequence[Schedule], epochs: int) -> list[Weights]:

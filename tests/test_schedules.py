@@ -86,6 +86,9 @@ def test_handler_sets_the_weights_of_the_engines_epoch():
             r"schedule: constant: value: must be a number of at least",
         ),
         ({**REBALANCE, "floor": 2}, r"schedule: rebalance: floor: must be a number between 0 and 1; got 2"),
+        ({**REBALANCE, "regions": ["dice", "boundary"]}, r"schedule: rebalance: regions: must differ .* 'boundary'"),
+        ({**REBALANCE, "regions": ["dice", "dice"]}, r"schedule: rebalance: regions: must differ from each other"),
+        ({**REBALANCE, "regions": {"dice": float("nan")}}, r"schedule: rebalance: regions: must name at least one"),
         ({**REBALANCE, "regions": []}, r"schedule: rebalance: regions: must name at least one loss"),
         (
             {**REBALANCE, "component": "boundry"},
@@ -103,3 +106,9 @@ def test_errors_are_one_line(config, message):
 def test_a_loss_without_weights_is_refused():
     with pytest.raises(ValueError, match=r"^WeightSchedule: loss: must be a compound loss; got 'CrossEntropyLoss'"):
         WeightSchedule(torch.nn.CrossEntropyLoss(), REBALANCE)
+
+
+def test_two_schedules_of_one_component_are_refused():
+    schedule = {"type": "constant", "component": "dice", "value": 0.5}
+    with pytest.raises(ValueError, match=r"^schedules: must not set one component twice; got 'dice'\.$"):
+        WeightSchedule(get_loss({"type": "compound", "components": ["dice", "focal"]}), [schedule, schedule])

@@ -20,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
-from monai_losses_ext.benchmark.distance import measure_epoch, measure_maps, measure_term
+from monai_losses_ext.benchmark.distance import measure_compounds, measure_epoch, measure_maps
+from monai_losses_ext.benchmark.losses import measure_losses
 from monai_losses_ext.benchmark.memory import measure_memory
 from monai_losses_ext.benchmark.quality import measure_quality
 from monai_losses_ext.benchmark.report import write_tables
@@ -28,6 +29,7 @@ from monai_losses_ext.benchmark.speed import measure_speed
 
 SUITES = (
     "speed: time and memory; distance: what distance maps cost; quality: evaluate a trained bundle; "
+    "losses: train a bundle with several losses and compare them; "
     "report: write the docs' tables from the JSON"
 )
 # Memory is measured where the losses differ in kind, and at the size that matters least to noise.
@@ -48,8 +50,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.suite == "report":
         print(*write_tables(Path()), sep="\n")
         return 0
-    if arguments.suite == "quality":
-        return _quality(arguments)
+    if arguments.suite in ("quality", "losses"):
+        return _trained(arguments)
     torch.set_num_threads(arguments.threads)
     if arguments.suite == "distance":
         return _distance(arguments)
@@ -79,7 +81,8 @@ def _distance(arguments: argparse.Namespace) -> int:
         for backend in tqdm(("edt", "scipy"), desc="maps")
     ]
     shapes = [shape for shape in arguments.shapes if shape != "16x2x512^2"]
-    rows += [measure_term(shape, arguments.repeats, arguments.seed) for shape in tqdm(shapes, desc="term")]
+    for shape in tqdm(shapes, desc="compounds"):
+        rows += measure_compounds(shape, arguments.repeats, arguments.seed)
     if arguments.dataset_dir is not None:
         rows.append(measure_epoch(arguments.dataset_dir, arguments.repeats))
     return _write(arguments, {"about": _about(arguments), "distance": rows}, "distance--cpu.json")
@@ -87,7 +90,7 @@ def _distance(arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
-    parser.add_argument("suite", choices=["speed", "distance", "report", "quality"], help=SUITES)
+    parser.add_argument("suite", choices=["speed", "distance", "report", "quality", "losses"], help=SUITES)
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
@@ -95,17 +98,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--losses", nargs="+", default=list(loss_pairs()), choices=loss_pairs(), help="default: all")
     parser.add_argument("--no-memory", action="store_true", help="measure times only")
     parser.add_argument("--out", type=Path, help="default: docs/benchmarks/<suite>--cpu.json")
-    parser.add_argument("--bundle", type=Path, help="quality: folder of the trained bundle")
+    parser.add_argument("--bundle", type=Path, help="quality, losses: folder of the bundle")
+    parser.add_argument("--folder", type=Path, help="losses: where the trainings go")
+    parser.add_argument("--epochs", type=int, default=30, help="losses: of each training (default: %(default)s)")
     parser.add_argument(
-        "--dataset-dir", type=Path, help="quality: the data it was trained on; distance: data for an epoch"
+        "--dataset-dir", type=Path, help="quality, losses: the bundle's data; distance: data for an epoch"
     )
     return parser
 
 
-def _quality(arguments: argparse.Namespace) -> int:
+def _trained(arguments: argparse.Namespace) -> int:
+    """Measure what trainings on real data reach."""
     if arguments.bundle is None or arguments.dataset_dir is None:
-        raise ValueError("quality: needs --bundle and --dataset-dir.")
+        raise ValueError(f"{arguments.suite}: needs --bundle and --dataset-dir.")
     about = _about(arguments)
+    if arguments.suite == "losses":
+        if arguments.folder is None:
+            raise ValueError("losses: needs --folder.")
+        rows = measure_losses(arguments.bundle, arguments.dataset_dir, arguments.folder, arguments.epochs)
+        return _write(arguments, {"about": about, "losses": rows}, "hippocampus_losses.json")
     result = measure_quality(arguments.bundle, arguments.dataset_dir)
     result["hardware"] = f"{about['cpu']}, {about['cores']} cores"
     result["about"] = {key: about[key] for key in ("date", "commit", "python", "versions")}

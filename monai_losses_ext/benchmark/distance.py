@@ -48,22 +48,34 @@ def measure_maps(shape: str, backend: str, repeats: int, seed: int) -> dict[str,
     return {"what": "maps", "shape": shape, "backend": backend, "baseline": "MONAI compute_distance_map"} | _row(*times)
 
 
-def measure_term(shape: str, repeats: int, seed: int) -> dict[str, Any]:
-    """Return what a boundary term with a given map adds to Dice and focal loss, forward and backward."""
+def measure_compounds(shape: str, repeats: int, seed: int) -> list[dict[str, Any]]:
+    """Return what a boundary term with a given map and learned weights add, forward and backward.
+
+    Three rows: Dice + focal + boundary over Dice + focal; the three over Dice alone; the three with learned weights
+    over the same with fixed ones.
+    """
     logits, labels = make_batch(SHAPES[shape], seed)
     target = {"label": labels, "distance": signed_distance(labels, SHAPES[shape][1], 1.0)}
-    regions = [DiceLoss(softmax=True), FocalLoss(use_softmax=True)]
-    without, with_it = CompoundLoss(regions), CompoundLoss([*regions, BoundaryLoss(softmax=True)])
+    dice = DiceLoss(softmax=True)
+    regions = [dice, FocalLoss(use_softmax=True)]
+    three = [*regions, BoundaryLoss(softmax=True)]
 
-    def step(loss: CompoundLoss) -> Callable[[], None]:
+    def step(loss: Callable[..., torch.Tensor]) -> Callable[[], float]:
         def run() -> None:
             logits.grad = None
             loss(logits, target).backward()
 
-        return run
+        return lambda: _milliseconds(run)
 
-    times = in_turn(lambda: _milliseconds(step(with_it)), lambda: _milliseconds(step(without)), repeats)
-    return {"what": "term", "shape": shape, "baseline": "ours, Dice and focal loss alone"} | _row(*times)
+    pairs = {
+        "term": (CompoundLoss(three), CompoundLoss(regions), "ours, Dice + focal"),
+        "three": (CompoundLoss(three), dice, "ours, Dice alone"),
+        "learned": (CompoundLoss(three, learnable=True), CompoundLoss(three), "ours, fixed weights"),
+    }
+    return [
+        {"what": what, "shape": shape, "baseline": name} | _row(*in_turn(step(ours), step(baseline), repeats))
+        for what, (ours, baseline, name) in pairs.items()
+    ]
 
 
 def measure_epoch(dataset_dir: Path, repeats: int) -> dict[str, Any]:

@@ -15,25 +15,29 @@ from typing import Any
 METRICS = ("dice", "nsd", "hd95")
 
 
-def measure_quality(bundle: Path, dataset_dir: Path, checkpoint: str = "model.pt") -> dict[str, Any]:
+def measure_quality(
+    bundle: Path, dataset_dir: Path, root: Path | None = None, checkpoint: str = "model.pt"
+) -> dict[str, Any]:
     """Evaluate a bundle that has been trained here and return its results with how they came about.
 
     NSD is measured twice: on sub-voxel surfaces, as the Decathlon did, and voxel by voxel, as MONAI does by default.
 
     Args:
-        bundle: the bundle's folder, with ``models/`` and ``output/train_config.json`` of the training.
+        bundle: the bundle's folder.
         dataset_dir: the dataset it was trained on.
+        root: where the training left ``models/`` and ``output/train_config.json``, if not in the bundle.
         checkpoint: which of its models.
 
     Raises:
         ValueError: where the bundle has not been trained.
     """
-    config_path, weights = bundle / "output" / "train_config.json", bundle / "models" / checkpoint
+    root = bundle if root is None else root
+    config_path, weights = root / "output" / "train_config.json", root / "models" / checkpoint
     for path in (config_path, weights):
         if not path.is_file():
             raise ValueError(f"bundle: must have been trained; got no {path}.")
     config = json.loads(config_path.read_text())
-    final = bundle / "models" / "model_final.pt"
+    final = root / "models" / "model_final.pt"
     means = _evaluate(bundle, dataset_dir, weights, use_subvoxels=True)
     voxelwise = _evaluate(bundle, dataset_dir, weights, use_subvoxels=False)
     for name, values in means["metrics"].items():

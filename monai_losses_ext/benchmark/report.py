@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from monai_losses_ext.benchmark.losses import losses_table
+
 
 def write_tables(root: Path) -> list[Path]:
     """Bring the tables of a checkout up to date and return the files that hold them."""
@@ -27,11 +29,17 @@ def tables(root: Path) -> dict[Path, str]:
     results = root / "docs" / "benchmarks"
     speed = json.loads((results / "speed--cpu.json").read_text())
     quality = json.loads((results / "hippocampus.json").read_text())
+    losses = json.loads((results / "hippocampus_losses.json").read_text())
+    guide = root / "docs" / "training" / "loss_functions.md"
     performance, readme = root / "docs" / "training" / "performance.md", root / "README.md"
     text = _between_marks(performance.read_text(), "speed", _speed_table(speed))
     text = _between_marks(text, "memory", _memory_table(speed))
     text = _between_marks(text, "distance", _distance_table(json.loads((results / "distance--cpu.json").read_text())))
-    return {performance: text, readme: _between_marks(readme.read_text(), "results", _quality_table(quality))}
+    return {
+        performance: text,
+        readme: _between_marks(readme.read_text(), "results", _quality_table(quality)),
+        guide: _between_marks(guide.read_text(), "losses", losses_table(losses["losses"])),
+    }
 
 
 def _between_marks(text: str, name: str, table: str) -> str:
@@ -66,6 +74,8 @@ def _distance_table(result: dict[str, Any]) -> str:
     what = {
         "maps": "signed maps of the foreground by {backend}, {shape}",
         "term": "Dice + focal + boundary with a given map, {shape}",
+        "three": "Dice + focal + boundary with a given map, {shape}",
+        "learned": "the same with learned weights, {shape}",
         "epoch": "cached epoch of {cases} hippocampus cases, Dice + boundary, precomputed maps",
     }
     lines = [

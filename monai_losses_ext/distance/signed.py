@@ -116,19 +116,24 @@ class _Measure:
         self, labels: Tensor, num_classes: int, classes: Iterable[int]
     ) -> Iterator[tuple[int, Array | float]]:
         """Yield each class and its map; the distances inside of all labels ``[*S]`` are taken at once."""
-        if labels.is_floating_point() and (broken := labels != labels.round()).any():
-            rule = "index labels must be whole numbers"
-            raise _checks.fail("target", rule, labels[broken][0].item(), _INTERPOLATED)
-        labels = labels.long()  # torch has no arithmetic for uint16, and 255 is no int8
-        # A value that is no class becomes one more label.
-        is_class = (labels >= 0) & (labels < num_classes)
-        dtype = torch.uint8 if num_classes < 255 else torch.int32
-        values = torch.where(is_class, labels, num_classes).to(dtype).numpy()
+        values = _classes(labels, num_classes)
         num_present = np.count_nonzero(np.bincount(values.ravel()))
         inside = distance_to_other_labels(values, self.spacing, self.backend) if num_present > 1 else None
         outside = inside if num_present == 2 else None  # what is outside of the one is inside of the other
         for c in classes:
             yield c, self.map_of_mask(values == c, inside, outside)
+
+
+def _classes(labels: Tensor, num_classes: int) -> Array:
+    """Return the labels as a small integer type, with one more class for all values that are no class."""
+    if labels.is_floating_point() and (broken := labels != labels.round()).any():
+        rule = "index labels must be whole numbers"
+        raise _checks.fail("target", rule, labels[broken][0].item(), _INTERPOLATED)
+    labels = labels.long()  # torch has no arithmetic for uint16, and 255 is no int8
+    is_class = (labels >= 0) & (labels < num_classes)
+    dtype = torch.uint8 if num_classes < 255 else torch.int32
+    values: Array = torch.where(is_class, labels, num_classes).to(dtype).numpy()
+    return values
 
 
 def spacing_per_sample(spacing: Spacing, num_samples: int, num_axes: int) -> list[list[float]]:

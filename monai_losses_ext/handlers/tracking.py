@@ -108,8 +108,9 @@ class LossTracker:
 
     def _end(self, engine: Engine) -> None:
         self._write(engine)  # only for an epoch whose length was not known beforehand, or that was cut short
-        if hasattr(self._compound(), "end_epoch"):
+        if self._epoch_means and hasattr(self._compound(), "end_epoch"):
             self._compound().end_epoch(self._epoch_means)  # not before the last backward pass: it changes the weights
+        self._epoch_means = {}
 
     def _means(self) -> list[float]:
         """Return the epoch's mean of each value, over all ranks where that is wanted."""

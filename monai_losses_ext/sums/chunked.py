@@ -35,6 +35,8 @@ from monai_losses_ext.sums.chunk import (
 # of 2^16..2^21 for 3 and for 14 classes; a GPU wants few launches instead.
 CHUNK_ELEMENTS = {"cpu": 2**19}
 CHUNK_ELEMENTS_ELSEWHERE = 2**24
+# A chunk has up to five buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it.
+MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 32, 2**16
 
 
 def forward(
@@ -125,6 +127,8 @@ def _chunks(
         logits, target = logits.flatten(2), target.flatten(2)
         distance = None if distance is None else distance.flatten(2)
     elements = CHUNK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS_ELSEWHERE)
+    if logits.device.type == "cpu":
+        elements = min(elements, max(MIN_CHUNK_ELEMENTS, logits.numel() // MIN_CHUNKS))
     length = max(1, elements // max(1, num_classes * math.prod(logits.shape[3:])))
     dtype = _accumulation_dtype(logits)
     is_index = target.shape[1] < num_classes

@@ -95,3 +95,21 @@ def test_missing_maps_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) 
     with pytest.raises(SystemExit, match="^error: .* Add monai_losses_ext.transforms.SignedDistanceMapd") as caught:
         workflow.run()
     assert "\n" not in str(caught.value)
+
+
+def test_learned_weights_with_precomputed_maps(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    overlays = ("precomputed_maps.json", "losses/compound_learnable.json")
+    workflow = overlaid(bundle, dataset, tmp_path, *overlays)
+    workflow.run()
+    metrics = workflow.parser.get_parsed_content("train#trainer").state.metrics
+    weights = [metrics[f"weight_{name}"] for name in ("dice", "focal", "boundary")]
+    assert sum(weights) == pytest.approx(1)
+    assert weights != pytest.approx([0.5, 0.3, 0.2], abs=1e-4)
+
+
+def test_learned_weights_are_one_flag_away(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    workflow = overlaid(bundle, dataset, tmp_path, epochs=1, **{"loss_config#learnable_weights": True})
+    workflow.run()
+    metrics = workflow.parser.get_parsed_content("train#trainer").state.metrics
+    assert metrics["weight_dice"] + metrics["weight_cross_entropy"] == pytest.approx(1)
+    assert metrics["weight_dice"] != 0.5

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import math
 import mmap
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import oracles
 import pytest
@@ -236,6 +239,13 @@ def test_a_kernel_without_huge_pages(monkeypatch):
     x = torch.zeros(1, 2, 2**21, requires_grad=True)
     voxel_sums(x, torch.zeros(1, 2**21, dtype=torch.uint8), ["tp"])["tp"].sum().backward()
     torch.testing.assert_close(x.grad[0], torch.tensor([[0.25], [-0.25]]).expand(2, 2**21))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read as Linux tells it")
+def test_peak_memory_is_little_more_than_the_gradient():
+    measure = ["-W", "ignore", "-m", "monai_losses_ext.benchmark.memory", "dice_ce", "2x3x96^3", "ours", "0"]
+    copies = float(subprocess.run([sys.executable, *measure], capture_output=True, text=True, check=True).stdout)
+    assert 1 <= copies < 1.35  # one copy of the logits is the gradient
 
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
