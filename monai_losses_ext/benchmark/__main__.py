@@ -125,7 +125,7 @@ def _trained(arguments: argparse.Namespace) -> int:
 
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what a reader needs to judge the numbers."""
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True)  # noqa: S607
+    head = subprocess.run(["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True)  # noqa: S607
     models = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

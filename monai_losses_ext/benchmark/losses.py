@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ def measure_losses(bundle: Path, dataset_dir: Path, folder: Path, epochs: int) -
         files = [str(bundle / "configs" / "train.json"), *(str(CONFIGS / overlay) for overlay in run.overlays)]
         options = {"epochs": epochs, "val_interval": max(1, epochs // 3), **run.options}
         arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        if not (root / "models" / "model_final.pt").is_file():
+        if not _is_trained(root, epochs):
             command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(files)]
             command += ["--bundle_root", str(root), "--dataset_dir", str(dataset_dir.resolve()), *arguments]
             subprocess.run(command, check=True)
@@ -71,6 +72,12 @@ def measure_losses(bundle: Path, dataset_dir: Path, folder: Path, epochs: int) -
             }
         )
     return rows
+
+
+def _is_trained(root: Path, epochs: int) -> bool:
+    """Tell whether a folder holds a complete training of that length; its last network is written at its end."""
+    config = root / "output" / "train_config.json"
+    return (root / "models" / "model_final.pt").is_file() and json.loads(config.read_text())["epochs"] == epochs
 
 
 def _first_and_last(curves: Path) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def measure_quality(
         if not path.is_file():
             raise ValueError(f"bundle: must have been trained; got no {path}.")
     config = json.loads(config_path.read_text())
+    if str(config.get("resume")).lower() == "true":
+        raise ValueError(f"bundle: the training in {root} was resumed, so how long it took is not known.")
     final = root / "models" / "model_final.pt"
     means = _evaluate(bundle, dataset_dir, weights, use_subvoxels=True)
     voxelwise = _evaluate(bundle, dataset_dir, weights, use_subvoxels=False)

@@ -3,7 +3,7 @@
 """Ignite handlers for MONAI's trainers and evaluators: tracking, evaluation in millimetres, pictures.
 
 They put numbers into ``engine.state.metrics`` and files on the disk, where MONAI's own MLflow, TensorBoard and stats
-handlers find them; none of them knows of MLflow.
+handlers find them; only ResumableMLFlowHandler knows of MLflow.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
 from .schedule import WeightSchedule
 from .tracking import LossTracker
-from .training_state import BestModel, TrainingState
+from .training_state import BestModel, FinalModel, TrainingState
 
 __all__ = [
     "BestModel",
     "CurvePicture",
     "EpochSeed",
+    "FinalModel",
     "LossTracker",
     "PredictionPicture",
     "ResumableMLFlowHandler",

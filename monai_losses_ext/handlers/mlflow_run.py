@@ -8,6 +8,9 @@ from typing import Any
 
 from ignite.engine import Engine
 from monai.handlers import MLFlowHandler
+from monai.utils import flatten_dict
+
+from monai_losses_ext._checks import fail
 
 
 class ResumableMLFlowHandler(MLFlowHandler):
@@ -19,31 +22,41 @@ class ResumableMLFlowHandler(MLFlowHandler):
 
     Args:
         args: see MONAI's MLFlowHandler.
-        kwargs: see MONAI's MLFlowHandler. Give each training a ``run_name`` of its own.
+        new_run: begin a run of its own, even if there is one with its name.
+        kwargs: see MONAI's MLFlowHandler. ``run_name`` has to be given.
+
+    Raises:
+        ValueError: for no ``run_name``, or one with a quote in it.
     """
 
     cur_run: Any  # an mlflow Run; None before the start
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, new_run: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not self.run_name or "'" in self.run_name:
+            raise fail("run_name", "must be given, without quotes", self.run_name)
+        self.new_run = new_run
         self._steps: dict[str, set[int]] = {}  # what the run has already
 
     def start(self, engine: Engine) -> None:
         """Find the run, or make it."""
         self._set_experiment()
-        if self.cur_run is None and self.run_name:
-            found = self.client.search_runs(
-                [self.experiment.experiment_id], f"attributes.run_name = '{self.run_name}'", max_results=1
-            )
-            if found:
-                self.client.update_run(found[0].info.run_id, status="RUNNING")
-                self.cur_run = self.client.get_run(found[0].info.run_id)
+        if self.cur_run is None:
+            named, newest = f"attributes.run_name = '{self.run_name}'", ["attributes.start_time DESC"]
+            experiment = self.experiment.experiment_id
+            found = [] if self.new_run else self.client.search_runs([experiment], named, order_by=newest, max_results=1)
+            run = found[0] if found else self.client.create_run(experiment, run_name=self.run_name)
+            self.client.update_run(run.info.run_id, status="RUNNING")
+            self.cur_run = self.client.get_run(run.info.run_id)
         super().start(engine)
 
     def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        new = {name: value for name, value in metrics.items() if (step or 0) not in self._steps_of(name)}
+        step = step or 0
+        new = {name: value for name, value in flatten_dict(metrics).items() if step not in self._steps_of(name)}
         if new:
             super()._log_metrics(new, step)
+        for name in new:
+            self._steps[name].add(step)
 
     def _steps_of(self, name: str) -> set[int]:
         if name not in self._steps:

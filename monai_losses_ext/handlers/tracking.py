@@ -32,7 +32,7 @@ class LossTracker:
 
     MONAI's MLFlowHandler logs each iteration too if it is given ``iteration_log=True``; with
     ``output_transform="$@loss_tracker.of_iteration"`` the terms and weights, under names that start with
-    ``iteration_``, so that an epoch's values are not mixed with an iteration's.
+    ``iteration_``, so that an epoch's values are not mixed with an iteration's; the weights are those after its step.
 
     Args:
         loss: the loss that the trainer uses. If it, or a module in it, has ``last_terms`` (name -> tensor), as a
@@ -90,7 +90,7 @@ class LossTracker:
         self._batch_sizes.append(len(output["image"]))
         terms = getattr(self._compound(), "last_terms", {})
         for name, value in {"loss": output["loss"], **terms}.items():
-            self._values.setdefault(name, []).append(value.detach())
+            self._values.setdefault(name, []).append(value.detach().mean())  # as the trainer does
         if is_last_iteration(engine):
             self._write(engine)
 

@@ -21,8 +21,9 @@ class TrainingState:
     """Save after every epoch what a training needs to go on, and go on from there.
 
     Beside the objects it keeps the trainer's epoch and iteration and, with mixed precision, the gradient scaler, which
-    MONAI's trainer makes anew in every ``run()``. List it LAST in the trainer's handlers: an epoch is saved when all
-    else of it has been written. A crash while saving leaves the former file whole.
+    MONAI's trainer makes anew in every ``run()``. Wherever it stands in the list, an epoch is saved when the other
+    handlers have written theirs. List it before MONAI's MLFlowHandler all the same: a file that is refused then stops
+    the training before a run is opened. A crash while saving leaves the former file whole.
 
     With random numbers that depend on nothing but seed and epoch (:class:`EpochSeed`), a training that was killed and
     resumed comes to the same numbers as one that ran through: the epoch that was cut short is trained again.
@@ -31,6 +32,8 @@ class TrainingState:
         path: the file.
         objects: name -> what has ``state_dict()`` and ``load_state_dict()``: network, optimizer, scheduler, loss, ...
         values: name -> number or text to keep beside them, such as the name of the run; see :func:`saved_value`.
+        same: name -> what has to be the same in the training that is resumed, such as the number of epochs, on which
+            the learning rate's schedule depends.
         resume: whether to go on from the file when the training starts.
         save: whether to write; False on every rank but the first.
 
@@ -43,21 +46,26 @@ class TrainingState:
         path: str | os.PathLike[str],
         objects: Mapping[str, Any],
         values: Mapping[str, float | str] | None = None,
+        same: Mapping[str, Any] | None = None,
         resume: bool = False,
         save: bool = True,
     ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
         self.values = dict(values or {})
+        self.same = dict(same or {})
         self.resume = resume
         self.save = save
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+
+    def _start(self, engine: Engine) -> None:
         if self.resume:
-            engine.add_event_handler(Events.STARTED, self._restore)
-        if self.save:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+            self._restore(engine)
+        if self.save and not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)  # now, so that it comes after all others
 
     def _save(self, engine: Engine) -> None:
         state = {name: _plain(item.state_dict()) for name, item in self.objects.items()}
@@ -69,12 +77,19 @@ class TrainingState:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "objects": state,
                 "values": self.values,
+                "same": self.same,
             },
             self.path,
         )
 
     def _restore(self, engine: Engine) -> None:
         state = load_state(self.path)
+        for name, value in self.same.items():
+            if state["same"].get(name) != value:
+                theirs, ours = describe(state["same"].get(name)), describe(value)
+                raise SystemExit(
+                    f"error: resume: {self.path} is of a training with {name} {theirs}; this config has {ours}."
+                )
         for name, item in self.objects.items():
             self._restore_object(name, item, state["objects"])
         engine.state.epoch, engine.state.iteration = state["trainer"]["epoch"], state["trainer"]["iteration"]
@@ -95,8 +110,9 @@ class TrainingState:
 class BestModel:
     """Save the network's weights, as a bare ``state_dict``, whenever the validation is better than ever before.
 
-    MONAI's CheckpointSaver does the same, but a crash while it writes destroys the former file, and its memory of the
-    best value cannot be saved: a resumed training would overwrite the best weights with worse ones.
+    MONAI's CheckpointSaver does the same, but a crash while it writes destroys the former file, and it can keep its
+    memory of the best value only inside the model's file: without, a resumed training would overwrite the best weights
+    with worse ones.
 
     Args:
         path: the file.
@@ -137,6 +153,29 @@ class BestModel:
         self.best = float(state["best"])
 
 
+class FinalModel:
+    """Save the network's weights, as a bare ``state_dict``, when the training is completed.
+
+    MONAI's CheckpointSaver would also do so when the training fails, at its very start for instance, and write over the
+    weights of a former one.
+
+    Args:
+        path: the file.
+        network: whose weights.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        engine.add_event_handler(Events.COMPLETED, self._save)
+
+    def _save(self, engine: Engine) -> None:
+        save_whole(self.network.state_dict(), self.path)
+
+
 def save_whole(content: Any, path: Path) -> None:
     """Write a file with ``torch.save`` so that a crash or a full disk leaves the former one as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +203,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SystemExit(f"error: resume: there is no training to resume at {path}. Train without --resume.") from None
     except Exception as error:
         raise SystemExit(f"error: resume: {path} cannot be read ({describe(str(error))}).") from None
-    if not isinstance(state, dict) or set(state) != {"trainer", "scaler", "objects", "values"}:
+    if not isinstance(state, dict) or set(state) != {"trainer", "scaler", "objects", "values", "same"}:
         raise SystemExit(f"error: resume: {path} holds no state of a training.")
     return state
 

@@ -13,6 +13,8 @@ import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.bundle.reference_resolver import ReferenceResolver
 
+from monai_losses_ext.distributed import check_share
+
 CONFIGS = {"train": ["train"], "evaluate": ["train", "evaluate"], "inference": ["inference"]}
 
 
@@ -229,3 +231,22 @@ def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) 
     made = ConfigWorkflow(files, logging_file=False, dataset_dir=str(dataset), run=run, **{"network_def#dropout": 0.1})
     made.initialize()
     assert made.run() == [None]
+
+
+def test_handlers_that_others_refer_to_stand_where_they_are_looked_for(bundle: Path) -> None:
+    parser = workflow(bundle).parser
+    kinds = {"train#handlers#1": "LossTracker", "train#handlers#2": "CurvePicture", "validate#handlers#1": "BestModel"}
+    assert {place: parser.get(place)["_target_"].split(".")[-1] for place in kinds} == kinds
+
+
+def test_several_processes_need_a_case_each() -> None:
+    check_share(2, 2)
+    with pytest.raises(SystemExit, match="^error: validation_fraction: must hold out a case for each of 3 processes"):
+        check_share(2, 3)
+
+
+def test_config_of_several_processes_alone_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    files = [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
+    with pytest.raises(SystemExit, match="^error: .* torchrun --nproc_per_node=N"):
+        ConfigWorkflow(files, workflow_type="train", logging_file=False).initialize()

@@ -94,16 +94,16 @@ def test_two_processes_leave_what_one_leaves(roots: SimpleNamespace) -> None:
     assert without_ids[0] == without_ids[1]
 
 
-def test_evaluation_in_two_processes_reports_every_case(
+def test_evaluation_in_two_processes_reports_every_case_of_uneven_shares(
     roots: SimpleNamespace, bundle: Path, dataset: Path, tmp_path: Path
 ) -> None:
     tables = {}
     for name, configs in (("one", []), ("two", ["multi_gpu_evaluate"])):
         files = [str(bundle / "configs" / f"{config}.json") for config in ("train", "evaluate", *configs)]
         options = {"bundle_root": roots.two, "output_dir": tmp_path / name, "dataset_dir": dataset}
-        options |= {"network_def": NETWORK, "patch_size": [16, 16, 16], "validation_fraction": 0.34}
+        options |= {"network_def": NETWORK, "patch_size": [16, 16, 16], "validation_fraction": 0.5}
         arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         bundle_run(tmp_path, str(files), *arguments, python=TORCHRUN if configs else ("-m", "monai.bundle"))
         tables[name] = (tmp_path / name / "evaluation.csv").read_text()
     assert tables["one"] == tables["two"]
-    assert len(tables["one"].splitlines()) == 1 + 2 * 2 + 3  # header, two cases of two classes, means
+    assert len(tables["one"].splitlines()) == 1 + 3 * 2 + 3  # header, cases of two classes, means

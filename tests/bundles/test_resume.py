@@ -67,7 +67,7 @@ def runs(request: pytest.FixtureRequest, bundle: Path, dataset: Path, tmp_path_f
     assert killed.value.returncode == -9
     run("killed", train, "--resume", "true")
     tracked = {name: only_run(f"sqlite:///{folder / name}/output/mlruns.db") for name in ("whole", "killed")}
-    return SimpleNamespace(folder=folder, **tracked)
+    return SimpleNamespace(folder=folder, loss=loss(request.param), **tracked)
 
 
 def histories(run: TrackedRun) -> dict[str, list[tuple[int, float]]]:
@@ -104,15 +104,20 @@ def test_curves_tell_of_all_epochs(runs: SimpleNamespace) -> None:
 
 
 def test_what_cannot_be_resumed_is_one_line(runs: SimpleNamespace, bundle: Path, dataset: Path) -> None:
-    train = str(bundle / "configs" / "train.json")
+    train, final = str(bundle / "configs" / "train.json"), runs.folder / "killed" / "models" / "model_final.pt"
+    before = final.read_bytes()
 
-    def error(*options: str) -> str:
+    def error(root: str, resume: str, *options: str) -> str:
+        arguments = ["--dataset_dir", str(dataset), "--bundle_root", str(runs.folder / root), "--resume", resume]
         with pytest.raises(subprocess.CalledProcessError) as caught:
-            bundle_run(runs.folder, train, "--dataset_dir", str(dataset), *options)
+            bundle_run(runs.folder, train, *arguments, *options)
         assert "Traceback" not in caught.value.stderr
         (line,) = [line for line in caught.value.stderr.splitlines() if line.startswith("error: ")]
         return line
 
-    assert "no training to resume" in error("--bundle_root", str(runs.folder / "absent"), "--resume", "true")
-    assert "'maybe'" in error("--bundle_root", str(runs.folder / "absent"), "--resume", "maybe")
-    assert "its network does not fit" in error("--bundle_root", str(runs.folder / "killed"), "--resume", "true")
+    assert "no training to resume" in error("absent", "true")
+    assert "'maybe'" in error("absent", "maybe")
+    same = ["--epochs", str(EPOCHS), "--loss_config", str(runs.loss)]
+    assert "its network does not fit" in error("killed", "true", *same)
+    assert "a training with epochs 4; this config has 5" in error("killed", "true", "--epochs", "5", *same[2:])
+    assert final.read_bytes() == before

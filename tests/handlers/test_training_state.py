@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 from monai.data import DataLoader, DistributedSampler
-from monai.handlers import MLFlowHandler
 from monai.transforms import Compose, Lambdad, RandGaussianNoised
 from torch import nn
 
 from monai_losses_ext.data.seeded import SeededCacheDataset
-from monai_losses_ext.handlers import BestModel, EpochSeed, ResumableMLFlowHandler, TrainingState
+from monai_losses_ext.handlers import BestModel, EpochSeed, FinalModel, ResumableMLFlowHandler, TrainingState
 from monai_losses_ext.handlers.training_state import load_state, save_whole
 
 
@@ -142,10 +141,66 @@ def test_random_transforms_depend_on_seed_epoch_and_case_alone() -> None:
     assert list(other) != list(once)
 
 
+def test_a_training_of_another_length_is_refused_before_anything_is_restored(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1)
+
+    def train(epochs: int, resume: bool) -> None:
+        engine = Engine(lambda engine, batch: None)
+        objects = {"network": network}
+        TrainingState(tmp_path / "state.pt", objects, same={"epochs": epochs}, resume=resume).attach(engine)
+        engine.run([0], max_epochs=epochs)
+
+    train(1, resume=False)
+    nn.init.constant_(network.weight, 5.0)
+    with pytest.raises(SystemExit, match="a training with epochs 1; this config has 2"):
+        train(2, resume=True)
+    assert network.weight.item() == 5.0
+
+
+def test_state_is_saved_after_handlers_that_were_attached_later(tmp_path: Path) -> None:
+    class Counter:
+        epochs = 0
+
+        def state_dict(self) -> dict[str, int]:
+            return {"epochs": self.epochs}
+
+        def count(self) -> None:
+            self.epochs += 1
+
+    counter, engine = Counter(), Engine(lambda engine, batch: None)
+    TrainingState(tmp_path / "state.pt", {"counter": counter}).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, counter.count)
+    engine.run([0], max_epochs=2)
+    assert load_state(tmp_path / "state.pt")["objects"]["counter"] == {"epochs": 2}
+
+
+def test_final_model_is_of_a_completed_training_alone(tmp_path: Path) -> None:
+    def train(fails: bool) -> None:
+        def step(engine: Engine, batch: int) -> None:
+            if fails:
+                raise ValueError("a bad case")
+
+        engine = Engine(step)
+        FinalModel(tmp_path / "model_final.pt", nn.Linear(1, 1)).attach(engine)
+        engine.run([0])
+
+    with pytest.raises(ValueError, match="a bad case"):
+        train(fails=True)
+    assert list(tmp_path.iterdir()) == []
+    train(fails=False)
+    assert set(torch.load(tmp_path / "model_final.pt", weights_only=True)) == {"weight", "bias"}
+
+
 def test_resumed_run_has_no_step_twice(store: Any) -> None:
-    def train(first: int, last: int, resumed_run: bool = True) -> None:
-        kind = ResumableMLFlowHandler if resumed_run else MLFlowHandler
-        handler = kind(store.uri, iteration_log=False, experiment_name="test", run_name="test", close_on_complete=True)
+    def train(first: int, last: int, new_run: bool) -> None:
+        handler = ResumableMLFlowHandler(
+            store.uri,
+            iteration_log=False,
+            experiment_name="test",
+            run_name="test",
+            close_on_complete=True,
+            new_run=new_run,
+        )
         engine = Engine(lambda engine, batch: None)
         engine.state.epoch, engine.state.metrics = first - 1, {"loss": 1.0}
         handler.attach(engine)
@@ -156,11 +211,11 @@ def test_resumed_run_has_no_step_twice(store: Any) -> None:
             handler.epoch_completed(engine)
         handler.close()
 
-    train(1, 3)
-    train(3, 4)  # epoch 3 had been logged when the training was killed
+    train(1, 3, new_run=True)
+    train(3, 4, new_run=False)  # epoch 3 had been logged when the training was killed
     assert store.history("loss") == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
     client = MlflowClient(store.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     assert run.info.status == "FINISHED"
-    train(4, 4, resumed_run=False)  # MONAI's own makes a second run here
+    train(1, 1, new_run=True)  # another training with the same name
     assert len(client.search_runs([client.get_experiment_by_name("test").experiment_id])) == 2
