@@ -130,7 +130,7 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": head.stdout.strip(),
-        "command": "python -m monai_losses_ext.benchmark " + " ".join(sys.argv[1:]),
+        "command": "python -m monai_losses_ext.benchmark " + " ".join(map(_without_folder, sys.argv[1:])),
         "device": "cpu",
         "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
@@ -141,6 +141,11 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "monai", "numpy")},
     }
+
+
+def _without_folder(argument: str) -> str:
+    """Return an argument of the command line with the folders of this machine left out."""
+    return f"DIR/{Path(argument).name}" if Path(argument).is_absolute() else argument
 
 
 def _cpu_info() -> list[str]:
