@@ -137,6 +137,7 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "load_average": round(os.getloadavg()[0], 2),
         "seed": arguments.seed,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "huge_pages_for_tensors": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "monai", "numpy")},

@@ -64,8 +64,10 @@ def _quality_table(result: dict[str, Any]) -> str:
 
 
 def _machine(about: dict[str, Any]) -> str:
+    waiting = about.get("omp_wait_policy")
+    policy = f" (OMP_WAIT_POLICY={waiting})" if waiting else ""
     return (
-        f"{about['cpu']}, {about['threads']} threads, torch {about['versions']['torch']}, "
+        f"{about['cpu']}, {about['threads']} threads{policy}, torch {about['versions']['torch']}, "
         f"MONAI {about['versions']['monai']}, {about['date']}, commit {about['commit']}"
     )
 
