@@ -25,7 +25,7 @@ from monai_losses_ext.benchmark.losses import measure_losses
 from monai_losses_ext.benchmark.memory import measure_memory
 from monai_losses_ext.benchmark.quality import measure_quality
 from monai_losses_ext.benchmark.report import write_tables
-from monai_losses_ext.benchmark.speed import measure_speed
+from monai_losses_ext.benchmark.speed import measure_speed_alone
 
 SUITES = (
     "speed: time and memory; distance: what distance maps cost; quality: evaluate a trained bundle; "
@@ -58,7 +58,8 @@ def _run(arguments: argparse.Namespace) -> int:
     cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
     result: dict[str, Any] = {"about": _about(arguments), "speed": [], "memory": []}
     for loss, shape in tqdm(cases, desc="speed"):
-        result["speed"].append(measure_speed(loss, shape, arguments.repeats, arguments.seed))
+        row = measure_speed_alone(loss, shape, arguments.repeats, arguments.seed, arguments.threads)
+        result["speed"].append(row)
     for loss, shape in tqdm(
         [case for case in MEMORY_CASES if case in cases and not arguments.no_memory], desc="memory"
     ):

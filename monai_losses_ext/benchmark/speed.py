@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,6 +18,15 @@ from torch import Tensor
 from monai_losses_ext.benchmark.cases import SHAPES, LossFunction, Pair, loss_pairs, make_batch
 
 PARITY = 1e-5  # largest allowed relative difference of values and of gradients (norm), float32
+
+
+def measure_speed_alone(loss: str, shape: str, repeats: int, seed: int, threads: int) -> dict[str, Any]:
+    """Return :func:`measure_speed` of a fresh process: what a process has run before changes its times."""
+    options = [loss, shape, *map(str, (repeats, seed, threads))]
+    command = [sys.executable, "-m", "monai_losses_ext.benchmark.speed", *options]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    row: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return row
 
 
 def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, Any]:
@@ -87,3 +99,8 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     """Return the median of the values and what a fifth of them is below and above."""
     cuts = statistics.quantiles(values, n=10, method="inclusive")
     return {"p20": round(cuts[1], 3), "median": round(statistics.median(values), 3), "p80": round(cuts[7], 3)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[5]))
+    print(json.dumps(measure_speed(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
