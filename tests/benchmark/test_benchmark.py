@@ -32,7 +32,7 @@ def test_committed_results_say_how_they_came_about():
 @pytest.mark.filterwarnings("ignore")
 def test_a_small_measurement(tmp_path):
     out = tmp_path / "speed.json"
-    arguments = ["speed", "--shapes", "2x3x96^3", "--losses", "dice", "dice_focal_ce", "--repeats", "1", "--no-memory"]
+    arguments = ["speed", "--shapes", "2x3x96^3", "--losses", "dice", "dice_focal_ce", "--repeats", "2", "--no-memory"]
     assert command.main([*arguments, "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["speed"]
     assert [row["loss"] for row in rows] == ["dice", "dice_focal_ce"]

@@ -111,7 +111,12 @@ def find_steps(config: Any) -> list[dict[str, Any]]:
 def test_readmes_name_configs_that_exist() -> None:
     for readme in BUNDLES.glob("*/docs/README.md"):
         named = set(re.findall(r"bundles/[\w/]+\.json", readme.read_text()))
-        assert {Path(path).name for path in named} == {"train.json", "evaluate.json", "inference.json"}
+        assert {Path(path).name for path in named} == {
+            "train.json",
+            "evaluate.json",
+            "inference.json",
+            "multi_gpu_train.json",
+        }
         assert [path for path in named if not (BUNDLES.parent / path).is_file()] == []
 
 
