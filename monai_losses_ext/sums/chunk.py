@@ -22,7 +22,8 @@ from torch import Tensor
 
 from monai_losses_ext.sums import terms as T  # noqa: N812
 
-LOG2_E = 1 / math.log(2)
+LN_2 = math.log(2)
+LOG2_E = 1 / LN_2
 
 Grads = dict[str, Tensor]  # term -> derivative of the loss with respect to that sum, [C, 1]
 
@@ -82,41 +83,43 @@ class Chunk:
 class _Softmax:
     """Softmax over the classes of a chunk. Written out, it is twice as fast here as ``torch.softmax`` over axis 0.
 
-    Without ``with_log`` there are no log-probabilities, and their buffer holds ``p``.
+    It works with binary logarithms, since torch.exp takes twice the time of exp2 on some CPUs. Without ``with_log``
+    there are no log-probabilities, and their buffer holds ``p``.
     """
 
     def __init__(self, chunk: Chunk, with_log: bool) -> None:
         scratch, (num_classes, length) = chunk.scratch, chunk.logits.shape
         self.chunk = chunk
         highest = torch.amax(chunk.logits, 0, keepdim=True, out=scratch("highest", 1, length))
-        self.shifted = torch.sub(chunk.logits, highest, out=scratch("shifted", num_classes, length))
+        # One operation for the product and the difference. The rounding of highest / ln 2 is the same for all classes.
+        shifted = scratch("shifted", num_classes, length)
+        self.log2_shifted = torch.add(highest.mul_(-LOG2_E), chunk.logits, alpha=LOG2_E, out=shifted)
         if with_log:  # finite, since 0 times -inf, of a class that a logit of -inf has ruled out, is not 0
-            self.shifted.clamp_min_(torch.finfo(self.shifted.dtype).min)
-        # torch.exp takes twice the time of exp2 on some CPUs.
-        out = scratch("p", num_classes, length) if with_log else self.shifted
-        self.p = torch.mul(self.shifted, LOG2_E, out=out).exp2_()
+            self.log2_shifted.clamp_min_(torch.finfo(shifted.dtype).min / 2)
+        self.p = torch.exp2(self.log2_shifted, out=scratch("p", num_classes, length) if with_log else shifted)
         self.total = torch.sum(self.p, 0, keepdim=True, out=highest)
         self.p.div_(self.total)
 
     @cached_property
-    def log_total(self) -> Tensor:
-        """The logarithm of the sum that normalises, ``[1, N]``; only terms with a logarithm pay for it."""
-        return self.total.log_()
+    def log2_total(self) -> Tensor:
+        """The binary logarithm of the sum that normalises, ``[1, N]``; only terms with a logarithm pay for it."""
+        return self.total.log2_()
 
-    def logp(self) -> Tensor:
-        """Return the log-probabilities, ``[C, N]``, in a buffer that the next call of any method here reuses."""
-        return torch.sub(self.shifted, self.log_total, out=self.chunk.scratch("product", *self.shifted.shape))
+    def log2_p(self) -> Tensor:
+        """Return the binary logarithms of ``p``, ``[C, N]``, in a buffer that the next call here reuses."""
+        return torch.sub(self.log2_shifted, self.log2_total, out=self.chunk.scratch("product", *self.p.shape))
 
     def logp_of_target(self) -> Tensor:
-        """Return the log-probabilities that a term ``g f(log p)`` needs.
+        """Return the natural log-probabilities that a term ``g f(log p)`` needs.
 
         For a one-hot target these are each voxel's own, ``[1, N]``, so that ``f`` is taken once per voxel; otherwise
         all.
         """
         if not self.chunk.is_one_hot:
-            return self.logp()
-        own = torch.mul(self.shifted, self.chunk.target, out=self.chunk.scratch("product", *self.shifted.shape))
-        return own.sum(0, keepdim=True).sub_(self.log_total)
+            return self.log2_p().mul_(LN_2)
+        own = torch.mul(self.log2_shifted, self.chunk.target, out=self.chunk.scratch("product", *self.p.shape))
+        out = self.chunk.scratch("own", *self.total.shape)
+        return torch.sum(own, 0, keepdim=True, out=out).sub_(self.log2_total).mul_(LN_2)
 
 
 def softmax_sums(chunk: Chunk, terms: Sequence[str]) -> dict[str, Tensor]:
@@ -127,34 +130,32 @@ def softmax_sums(chunk: Chunk, terms: Sequence[str]) -> dict[str, Tensor]:
     for term in terms:
         name, gamma = T.split(term)
         if name == "ce":
-            sums[term] = -softmax.logp().mul_(chunk.target).sum(1)
+            sums[term] = -LN_2 * softmax.log2_p().mul_(chunk.target).sum(1)
         elif name == "focal":
             logp = softmax.logp_of_target()
-            sums[term] = -chunk.product_sum(_power(_one_minus_exp(logp), gamma) * logp, chunk.target)
+            sums[term] = -chunk.product_sum(logp.mul_(_power_(_miss(chunk, logp), gamma)), chunk.target)
         elif name == "logp":
-            sums[term] = -chunk.mask_(softmax.logp()).sum(1)
+            sums[term] = -LN_2 * chunk.mask_(softmax.log2_p()).sum(1)
         else:
             sums[term] = _plain_sum(name, chunk, p)
     return sums
 
 
-def softmax_gradient(chunk: Chunk, grads: Grads) -> Tensor:
-    """Return dL/dlogits of a chunk with softmax, ``[C, N]``."""
+def softmax_gradient(chunk: Chunk, grads: Grads, out: Tensor) -> None:
+    """Write dL/dlogits of a chunk with softmax to ``out``, ``[C, N]``."""
     softmax = _Softmax(chunk, with_log=any(T.split(term)[0] == "focal" for term in grads))
-    p = softmax.p
-    # R_c = g_c (a p_c - w + f F) + p_c slope_c - l, from the inside out; F is the focal term's own slope.
-    zero = p.new_zeros(1)
-    log_slope = chunk.scratch("log_slope", *p.shape)
-    torch.mul(p, grads.get("tp", zero), out=log_slope).sub_(grads.get("ce", zero))
+    p, target = softmax.p, chunk.target
+    log_slope = _probability_slope(chunk, p, grads, out).mul_(p)
     for term, grad in grads.items():
         name, gamma = T.split(term)
-        if name == "focal":
-            log_slope.addcmul_(grad, _focal_slope(softmax.logp_of_target(), gamma))
-    log_slope *= chunk.target
-    _add_plain_slope_(log_slope, chunk, p, grads)
-    if "logp" in grads:
-        log_slope -= grads["logp"]
-    return chunk.mask_(log_slope.addcmul_(p, log_slope.sum(0, keepdim=True), value=-1))
+        if name == "ce":
+            log_slope.addcmul_(target, grad, value=-1)
+        elif name == "focal":
+            focal_slope = _focal_slope_(chunk, softmax.logp_of_target(), gamma)
+            log_slope.addcmul_(torch.mul(target, focal_slope, out=chunk.scratch("product", *p.shape)), grad)
+        elif name == "logp":
+            log_slope -= grad
+    log_slope.addcmul_(p, log_slope.sum(0, keepdim=True), value=-1)
 
 
 def elementwise_sums(chunk: Chunk, terms: Sequence[str], activation: str) -> dict[str, Tensor]:
@@ -179,13 +180,13 @@ def elementwise_sums(chunk: Chunk, terms: Sequence[str], activation: str) -> dic
     return sums
 
 
-def elementwise_gradient(chunk: Chunk, grads: Grads, activation: str) -> Tensor:
-    """Return dL/dlogits of a chunk with activation sigmoid, dL/dp with none, ``[C, N]``."""
+def elementwise_gradient(chunk: Chunk, grads: Grads, activation: str, out: Tensor) -> None:
+    """Write dL/dlogits of a chunk with activation sigmoid, dL/dp with none, to ``out``, ``[C, N]``."""
     logits, target = chunk.logits, chunk.target
     p = torch.sigmoid(logits) if activation == "sigmoid" else logits
-    dp = p * (1 - p) if activation == "sigmoid" else torch.ones_like(p)
-    gradient = dp * target * grads["tp"] if "tp" in grads else torch.zeros_like(p)
-    _add_plain_slope_(gradient, chunk, p, grads, dp)
+    gradient = _probability_slope(chunk, p, grads, out)
+    if activation == "sigmoid":
+        gradient.mul_(p * (1 - p))
     for term, grad in grads.items():
         name, gamma = T.split(term)
         if name == "ce":
@@ -196,7 +197,6 @@ def elementwise_gradient(chunk: Chunk, grads: Grads, activation: str) -> Tensor:
             gradient -= grad * (1 - p)
         elif name in T.FOCAL_TERMS:
             gradient += grad * (target if name == "focal" else 1 - target) * _sigmoid_focal_slope(chunk, p, gamma)
-    return chunk.mask_(gradient)
 
 
 def _plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
@@ -223,38 +223,43 @@ def _plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
     return (~chunk.dropped).sum().expand(p.shape[0])
 
 
-def _add_plain_slope_(total: Tensor, chunk: Chunk, p: Tensor, grads: Grads, factor: Tensor | None = None) -> None:
-    """Add ``factor dL/dp`` (factor p by default) of the terms without logarithms, but ``tp``, to ``total`` in place."""
-    factor = p if factor is None else factor
+def _probability_slope(chunk: Chunk, p: Tensor, grads: Grads, out: Tensor) -> Tensor:
+    """Write dL/dp of the terms without logarithms to ``out`` and return it."""
+    if "tp" in grads:
+        torch.mul(chunk.target, grads["tp"], out=out)
+    else:
+        out.zero_()
     if "pred" in grads:
-        total.addcmul_(factor, grads["pred"])
+        out += grads["pred"]
     if "pred_sq" in grads:
-        total.addcmul_(factor * p, grads["pred_sq"], value=2)
+        out.addcmul_(p, grads["pred_sq"], value=2)
     if "abs_diff" in grads:
-        total.addcmul_(torch.sign(p - chunk.target).mul_(factor), grads["abs_diff"])
+        out.addcmul_(torch.sign(p - chunk.target), grads["abs_diff"])
     if "surface" in grads and chunk.distance is not None:
-        slope = torch.mul(factor, chunk.distance, out=chunk.scratch("product", *p.shape))
-        total.addcmul_(slope, grads["surface"])
+        out.addcmul_(chunk.distance, grads["surface"])
+    return out
 
 
-def _one_minus_exp(logp: Tensor) -> Tensor:
-    """Return ``1 - exp(logp)`` with the digits that a subtraction would lose, and never zero."""
-    return torch.expm1(logp).neg_().clamp_min_(torch.finfo(logp.dtype).tiny)
+def _miss(chunk: Chunk, logp: Tensor) -> Tensor:
+    """Return ``1 - p`` with the digits that a subtraction would lose, and never zero."""
+    miss = torch.expm1(logp, out=chunk.scratch("miss", *logp.shape))
+    return miss.neg_().clamp_min_(torch.finfo(logp.dtype).tiny)
 
 
-def _power(base: Tensor, exponent: float) -> Tensor:
-    """Return ``base ** exponent``; torch has quick ways for some exponents, but 1 and 0 it raises the long way."""
+def _power_(base: Tensor, exponent: float) -> Tensor:
+    """Raise in place; torch has quick ways for some exponents, but 1 and 0 it raises the long way."""
     if exponent == 0:
-        return torch.ones_like(base)
-    return base if exponent == 1 else base**exponent
+        return base.fill_(1)
+    return base if exponent == 1 else base.pow_(exponent)
 
 
-def _focal_slope(logp: Tensor, gamma: float) -> Tensor:
-    """Return the derivative of ``-(1 - p)^gamma log p`` with respect to ``log p``."""
+def _focal_slope_(chunk: Chunk, logp: Tensor, gamma: float) -> Tensor:
+    """Turn ``log p`` into the derivative of ``-(1 - p)^gamma log p`` with respect to it, in place."""
     if gamma == 0:
-        return torch.full_like(logp, -1.0)
-    miss = _one_minus_exp(logp)
-    return _power(miss, gamma - 1) * (gamma * (1 - miss) * logp - miss)
+        return logp.fill_(-1)
+    miss = _miss(chunk, logp)
+    p = torch.sub(1, miss, out=chunk.scratch("own_p", *logp.shape))
+    return logp.mul_(p).mul_(gamma).sub_(miss).mul_(_power_(miss, gamma - 1))
 
 
 def _sigmoid_focal_slope(chunk: Chunk, p: Tensor, gamma: float) -> Tensor:

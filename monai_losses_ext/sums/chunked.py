@@ -35,8 +35,8 @@ from monai_losses_ext.sums.chunk import (
 # of 2^16..2^21 for 3 and for 14 classes; a GPU wants few launches instead.
 CHUNK_ELEMENTS = {"cpu": 2**19}
 CHUNK_ELEMENTS_ELSEWHERE = 2**24
-# A chunk has up to five buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it.
-MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 32, 2**16
+# A chunk has up to four buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it.
+MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 24, 2**16
 
 
 def forward(
@@ -72,16 +72,21 @@ def backward(
     those that :func:`forward` had.
     """
     grad = _empty_gradient(logits)
-    flat_grad = grad.flatten(2) if _flattens(logits, target, distance) else grad
+    flattens = _flattens(logits, target, distance)
+    flat_grad = grad.flatten(2) if flattens else grad
     grad_sums = grad_sums.to(_accumulation_dtype(logits))
     for b, piece, chunk in _chunks(logits, target, distance, activation, ignore_index):
         grads = {term: grad_sums[i, b].unsqueeze(1) for i, term in enumerate(terms)}  # term -> C 1
+        place = flat_grad[b, :, piece]
+        in_place = flattens and place.dtype == grad_sums.dtype
+        out = place if in_place else chunk.scratch("gradient", *chunk.logits.shape)
         if activation == "softmax":
-            values = softmax_gradient(chunk, grads)
+            softmax_gradient(chunk, grads, out)
         else:
-            values = elementwise_gradient(chunk, grads, activation)
-        out = flat_grad[b, :, piece]
-        out.copy_(values.view(out.shape))
+            elementwise_gradient(chunk, grads, activation, out)
+        chunk.mask_(out)
+        if not in_place:
+            place.copy_(out.view(place.shape))
     return grad
 
 
