@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import IterationEvents, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, MLFlowHandler
+from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHandler
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from monai_losses_ext import DeepSupervisionLoss, get_loss
@@ -107,6 +109,18 @@ def test_mlflow_has_each_epoch_at_its_own_step(store: Any, tracker_first: bool, 
     # The rate of the epoch's last step, before the scheduler moved it.
     expected_lr = {1: 0.1, 2: 0.05, 3: 0.025} if per_epoch else {n: 0.1 * 0.5 ** (3 * n - 1) for n in (1, 2, 3)}
     assert store.history("lr") == {step: pytest.approx(rate) for step, rate in expected_lr.items()}
+
+
+def test_tensorboard_has_each_epoch_at_its_own_step(tmp_path: Path) -> None:
+    case = Case()
+    reader = TensorBoardStatsHandler(log_dir=str(tmp_path), iteration_log=False)
+    case.run(reader, LossTracker(case.loss, case.optimizer))  # the reader first, where it could come too early
+    reader.close()
+    written = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss", "loss_square", "loss_abs"):
+        values = {event.step: event.value for event in written.Scalars(name)}
+        assert values == {epoch: pytest.approx(case.recorder.mean(epoch, name)) for epoch in (1, 2, 3)}
+    assert {event.step: event.value for event in written.Scalars("weight_square")} == {1: 0.75, 2: 0.75, 3: 0.75}
 
 
 @pytest.mark.parametrize("arguments", [{"decollate": False}, {"accumulation_steps": 2}])
