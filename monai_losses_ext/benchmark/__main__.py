@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from monai_losses_ext import _checks
+from monai_losses_ext.benchmark import cuda
 from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
 from monai_losses_ext.benchmark.distance import measure_compounds, measure_epoch, measure_maps
 from monai_losses_ext.benchmark.losses import measure_losses
@@ -55,7 +57,10 @@ def _run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     if arguments.suite == "distance":
         return _distance(arguments)
-    cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
+    if arguments.device == "cuda":
+        return _cuda(arguments)
+    losses, shapes = _cases(arguments, loss_pairs(), SHAPES)
+    cases = [(loss, shape) for shape in shapes for loss in losses]
     result: dict[str, Any] = {"about": _about(arguments), "speed": [], "memory": []}
     for loss, shape in tqdm(cases, desc="speed"):
         row = measure_speed_alone(loss, shape, arguments.repeats, arguments.seed, arguments.threads)
@@ -75,13 +80,49 @@ def _write(arguments: argparse.Namespace, result: dict[str, Any], default: str) 
     return 0
 
 
+def _cases(arguments: argparse.Namespace, losses: Collection[str], shapes: Collection[str]) -> list[list[str]]:
+    """Return the losses and shapes that were asked for, all by default, of those that the device's suite has."""
+    cases = []
+    for name, chosen, known in (("--losses", arguments.losses, losses), ("--shapes", arguments.shapes, shapes)):
+        cases.append([_checks.one_of(f"{name} on {arguments.device}", value, known) for value in chosen or known])
+    return cases
+
+
+def _cuda(arguments: argparse.Namespace) -> int:
+    """Measure time and memory on the GPU."""
+    losses, shapes = _cases(arguments, cuda.CUDA_LOSSES, cuda.CUDA_SHAPES)
+    if not torch.cuda.is_available():
+        raise RuntimeError("--device cuda: this torch sees no GPU.")
+    if arguments.memory_gib is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_gib * 2**30 / total))
+    return _write(arguments, measure_on("cuda", losses, shapes, arguments), "speed--cuda.json")
+
+
+def measure_on(
+    device: str, losses: Sequence[str], shapes: Sequence[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Return what ``speed--cuda.json`` holds; on a CPU all but the peaks of memory."""
+    bandwidth = cuda.measure_bandwidth(device)
+    about = {**_about(arguments), "memory_gib": arguments.memory_gib, "copy_gb_per_s": round(bandwidth / 1e9, 1)}
+    if device == "cuda":
+        about |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": version("triton")}
+    result: dict[str, Any] = {"about": about, "maps": [], "speed": []}
+    rounds = (arguments.repeats, arguments.seed, device)
+    if "2x3x128^3" in shapes:
+        result["maps"].append(cuda.measure_maps("2x3x128^3", *rounds))
+    for loss, shape in tqdm([(loss, shape) for shape in shapes for loss in losses], desc=f"speed on {device}"):
+        result["speed"].append(cuda.measure_case(loss, shape, *rounds, bandwidth))
+    return result
+
+
 def _distance(arguments: argparse.Namespace) -> int:
     """Measure maps by every backend, the loss's term, and, where there is data, a training's epoch."""
     rows = [
         measure_maps("2x3x96^3", backend, arguments.repeats, arguments.seed)
         for backend in tqdm(("edt", "scipy"), desc="maps")
     ]
-    shapes = [shape for shape in arguments.shapes if shape != "16x2x512^2"]
+    shapes = [shape for shape in _cases(arguments, loss_pairs(), SHAPES)[1] if shape != "16x2x512^2"]
     for shape in tqdm(shapes, desc="compounds"):
         rows += measure_compounds(shape, arguments.repeats, arguments.seed)
     if arguments.dataset_dir is not None:
@@ -92,13 +133,15 @@ def _distance(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
     parser.add_argument("suite", choices=["speed", "distance", "report", "quality", "losses"], help=SUITES)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="speed: (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="default: all")
-    parser.add_argument("--losses", nargs="+", default=list(loss_pairs()), choices=loss_pairs(), help="default: all")
+    parser.add_argument("--shapes", nargs="+", help=f"default: all of {', '.join(SHAPES)}; on cuda larger ones too")
+    parser.add_argument("--losses", nargs="+", help=f"default: all of {', '.join(loss_pairs())}; on cuda others")
+    parser.add_argument("--memory-gib", type=float, help="speed on cuda: as if the GPU had no more than this")
     parser.add_argument("--no-memory", action="store_true", help="measure times only")
-    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/<suite>--cpu.json")
+    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/<suite>--<device>.json")
     parser.add_argument("--bundle", type=Path, help="quality, losses: folder of the bundle")
     parser.add_argument("--folder", type=Path, help="losses: where the trainings go")
     parser.add_argument("--epochs", type=int, default=30, help="losses: of each training (default: %(default)s)")

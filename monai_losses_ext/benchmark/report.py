@@ -10,6 +10,8 @@ from typing import Any
 
 from monai_losses_ext.benchmark.losses import losses_table
 
+NO_CUDA = "Not measured yet: no GPU was at hand.\n"
+
 
 def write_tables(root: Path) -> list[Path]:
     """Bring the tables of a checkout up to date and return the files that hold them."""
@@ -35,6 +37,8 @@ def tables(root: Path) -> dict[Path, str]:
     text = _between_marks(performance.read_text(), "speed", _speed_table(speed))
     text = _between_marks(text, "memory", _memory_table(speed))
     text = _between_marks(text, "distance", _distance_table(json.loads((results / "distance--cpu.json").read_text())))
+    on_cuda = results / "speed--cuda.json"
+    text = _between_marks(text, "cuda", cuda_table(json.loads(on_cuda.read_text())) if on_cuda.is_file() else NO_CUDA)
     return {
         performance: text,
         readme: _between_marks(readme.read_text(), "results", _quality_table(quality)),
@@ -70,6 +74,36 @@ def _machine(about: dict[str, Any]) -> str:
         f"{about['cpu']}, {about['threads']} threads{policy}, torch {about['versions']['torch']}, "
         f"MONAI {about['versions']['monai']}, {about['date']}, commit {about['commit']}"
     )
+
+
+def cuda_table(result: dict[str, Any]) -> str:
+    """Return what was measured on a GPU as Markdown tables."""
+    about = result["about"]
+    limit = f", memory limited to {about['memory_gib']:g} GiB" if about["memory_gib"] else ""
+    lines = [
+        f"{about['device']}, copies {about['copy_gb_per_s']:.0f} GB/s{limit}, CUDA {about.get('cuda')}, "
+        f"torch {about['versions']['torch']}, MONAI {about['versions']['monai']}, {about['date']}, "
+        f"commit {about['commit']}; float32, forward + backward, medians. Floor: the time of the bytes that must move.",
+        "",
+        "| shape | loss | side | ms (p20 to p80) | floor / ms | peak, copies of the logits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["speed"]:
+        for name, side in row["sides"].items():
+            lines.append(f"| {row['shape']} | {row['loss']} | {name} | {_cuda_side(side, row['floor_ms'])} |")
+    lines += ["", "| signed maps of the foreground | ours, ms | MONAI compute_distance_map, ms |", "|---|---|---|"]
+    for row in result["maps"]:
+        times = f"{row['ours']['median']:.2f} | {row['MONAI compute_distance_map']['median']:.0f}"
+        lines.append(f"| {row['shape']} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cuda_side(side: dict[str, Any], floor_ms: float) -> str:
+    if "error" in side:
+        return f"{side['error']} | | "
+    ms = side["ms"]["both"]
+    copies = "" if side["copies"] is None else f"{side['copies']:.2f}"
+    return f"{ms['median']:.2f} ({ms['p20']:.2f} to {ms['p80']:.2f}) | {floor_ms / ms['median']:.0%} | {copies}"
 
 
 def _distance_table(result: dict[str, Any]) -> str:

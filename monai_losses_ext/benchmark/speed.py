@@ -17,6 +17,7 @@ from torch import Tensor
 
 from monai_losses_ext.benchmark.cases import SHAPES, LossFunction, Pair, loss_pairs, make_batch
 
+WARM_UP_SECONDS = 3
 PARITY = 1e-5  # largest allowed relative difference of values and of gradients (norm), float32
 
 
@@ -35,12 +36,12 @@ def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, A
     Args:
         loss: a key of :func:`cases.loss_pairs`.
         shape: a key of :data:`cases.SHAPES`.
-        repeats: counted rounds, after two that are not.
+        repeats: counted rounds.
         seed: of the batch.
     """
     pair = loss_pairs()[loss]
     logits, labels = make_batch(SHAPES[shape], seed)
-    _check_parity(pair, logits, labels)
+    check_parity(pair, logits, labels)
 
     def time_once(function: LossFunction) -> tuple[float, float]:
         return _forward_and_backward(function, logits, labels)
@@ -61,12 +62,19 @@ Times = TypeVar("Times")
 
 
 def in_turn(ours: Callable[[], Times], baseline: Callable[[], Times], repeats: int) -> tuple[list[Times], list[Times]]:
-    """Call both in turn, in one process, and return what they measured; the first two rounds are not counted."""
-    rounds = [(ours(), baseline()) for _ in range(2 + repeats)][2:]
+    """Call both in turn, in one process, and return what they measured.
+
+    Rounds of the first seconds are not counted: fresh memory is slow until the system has handed it around once.
+    """
+    warm = time.perf_counter() + WARM_UP_SECONDS
+    while ours() and baseline() and time.perf_counter() < warm:
+        pass
+    rounds = [(ours(), baseline()) for _ in range(repeats)]
     return [a for a, _ in rounds], [b for _, b in rounds]
 
 
-def _check_parity(pair: Pair, logits: Tensor, labels: Tensor) -> None:
+def check_parity(pair: Pair, logits: Tensor, labels: Tensor) -> None:
+    """Stop where ours and the baseline disagree, in value or gradient: their times could not be compared."""
     results = []
     for function in (pair.ours, pair.baseline):
         value = function(logits, labels)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Exact Euclidean distance transforms of one volume, by ``edt`` or by SciPy.
+"""The choice of a backend, and exact Euclidean distance transforms of one volume by ``edt`` or by SciPy.
 
 ``edt`` (the extra ``fast``; https://github.com/seung-lab/euclidean-distance-transform-3d) is several times faster, and
 takes the distances inside of all labels in one pass. SciPy is always there. Both measure from voxel centre to voxel
@@ -9,6 +9,7 @@ centre, and neither counts what lies outside of the volume.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -17,26 +18,43 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from monai_losses_ext import _checks
+from monai_losses_ext import _checks, _fallback
 
-BACKENDS = ("auto", "edt", "scipy")
+BACKENDS = ("auto", "edt", "scipy", "triton")
 
 Array = np.ndarray[Any, Any]
 
 
-def resolve(backend: str) -> str:
-    """Return the backend that does the work: ``auto`` is ``edt`` where it is installed, SciPy otherwise.
+def resolve(backend: str, device: torch.device) -> str:
+    """Return the backend that does the work: ``auto`` is the fastest that works for labels on this device.
 
     Raises:
-        ValueError: for an unknown backend, or ``edt`` where it is not installed.
+        ValueError: for an unknown backend, or one that is not installed.
     """
     _checks.one_of("distance backend", backend, BACKENDS)
-    installed = importlib.util.find_spec("edt") is not None
-    if backend == "edt" and not installed:
-        raise ValueError("distance backend: 'edt' is not installed; pip install monai_losses_ext[fast], or take scipy.")
+    if backend == "auto" and device.type == "cuda" and _installed("triton") and _triton_works():
+        return "triton"
     if backend == "auto":
-        return "edt" if installed else "scipy"
+        return "edt" if _installed("edt") else "scipy"
+    if backend == "edt" and not _installed("edt"):
+        raise ValueError("distance backend: 'edt' is not installed; pip install monai_losses_ext[fast], or take scipy.")
+    if backend == "triton" and not _installed("triton"):
+        raise ValueError("distance backend: 'triton' is not installed; pip install triton, or take scipy.")
     return backend
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@functools.cache
+def _triton_works() -> bool:
+    def attempt() -> None:
+        from monai_losses_ext.distance import triton  # only where it is installed
+
+        triton.signed_maps(torch.zeros(1, 1, 1, device="cuda"), 1, [[1.0]], [1.0], 0.0, 0)
+
+    return _fallback.works("signed_distance: Triton", attempt, "distances are taken on the CPU, which is slower.")
 
 
 def distance_to_mask(mask: Array, spacing: Sequence[float], backend: str) -> Array:

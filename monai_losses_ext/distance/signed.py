@@ -48,13 +48,15 @@ def signed_distance(
             in the code of the paper (https://github.com/LIVIAETS/boundary-loss) and in MONAI: with voxels of less than
             1 mm it is positive inside.
         include_background: whether class 0 gets a map; without, its channel is 0.
-        backend: ``edt``, ``scipy``, or ``auto``: ``edt`` where it is installed.
+        backend: ``edt`` or ``scipy`` (both on the CPU), ``triton`` (on CUDA), or ``auto``: ``triton`` for a target on
+            CUDA where it is installed and works, ``edt`` otherwise where it is installed.
 
     Returns:
-        ``[B, C, *S]`` in mm, float32, on the target's device; computed on the CPU.
+        ``[B, C, *S]`` in mm, float32, on the target's device.
 
     Raises:
-        ValueError: for another shape, spacing, convention or backend, and for index labels that are no whole numbers.
+        ValueError: for another shape, spacing, convention or backend, and (on the CPU; a GPU would have to wait for it)
+            for index labels that are no whole numbers, which count as no class.
 
     Example:
         >>> import torch
@@ -63,7 +65,6 @@ def signed_distance(
     """
     _checks.one_of("absent", absent, ABSENT)
     _checks.one_of("convention", convention, CONVENTIONS)
-    backend = resolve(backend)
     target = target.as_subclass(Tensor).detach()
     if not 3 <= target.ndim <= 5:
         raise _checks.ShapeError(f"target: must be [B, C, *S] with 1 to 3 spatial axes; got {list(target.shape)}.")
@@ -72,10 +73,16 @@ def signed_distance(
     spacings = spacing_per_sample(spacing, target.shape[0], target.ndim - 2)
     channels = target.shape[1] if num_classes is None else num_classes
     classes = range(0 if include_background or channels == 1 else 1, channels)
+    backend = resolve(backend, target.device)
+    far = [0.0 if absent == "zero" else _half_diagonal(target.shape[2:], mm) for mm in spacings]
+    inner_offset = 1.0 if convention == "kervadec" else 0.0
+    if backend == "triton":
+        from monai_losses_ext.distance import triton  # only where it is installed
+
+        return triton.signed_maps(target, num_classes, spacings, far, inner_offset, classes.start)
     maps = np.zeros((target.shape[0], channels, *target.shape[2:]), np.float32)
-    for sample, out, mm in zip(target.cpu(), maps, spacings, strict=True):
-        far = 0.5 * math.hypot(*(n * size for n, size in zip(out.shape[1:], mm, strict=True)))
-        measure = _Measure(mm, 0.0 if absent == "zero" else far, 1.0 if convention == "kervadec" else 0.0, backend)
+    for sample, out, mm, far_value in zip(target.cpu(), maps, spacings, far, strict=True):
+        measure = _Measure(mm, far_value, inner_offset, backend)
         if num_classes is None:
             masks = (sample > 0.5).numpy()
             for c in classes:
@@ -84,6 +91,10 @@ def signed_distance(
             for c, values in measure.maps_of_labels(sample[0], num_classes, classes):
                 out[c] = values
     return torch.from_numpy(maps).to(target.device)
+
+
+def _half_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    return 0.5 * math.hypot(*(n * size for n, size in zip(shape, spacing, strict=True)))
 
 
 @dataclass(frozen=True)

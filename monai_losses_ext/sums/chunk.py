@@ -53,14 +53,14 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some voxels of one sample, in the accumulation dtype.
+    """Some voxels of one sample, in the accumulation dtype, ``T`` tiles of ``N`` voxels.
 
     Attributes:
-        logits: ``[C, N]``, 0 where a voxel does not count.
-        target: ``[C, N]``, 0 where a voxel does not count.
+        logits: ``[T, C, N]``, 0 where a voxel does not count.
+        target: ``[T, C, N]``, 0 where a voxel does not count.
         is_one_hot: whether the target is known to hold a single 1 per voxel that counts.
-        distance: signed distance map ``[C, N]``, or None.
-        dropped: ``[N]``, True where a voxel does not count, or None where all do.
+        distance: signed distance map ``[T, C, N]``, or None.
+        dropped: ``[T, 1, N]``, True where a voxel does not count, or None where all do.
         scratch: buffers for temporaries.
     """
 
@@ -72,8 +72,8 @@ class Chunk:
     scratch: Scratch
 
     def product_sum(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return ``sum(a b)`` over the voxels, ``[C]``."""
-        return torch.mul(a, b, out=self.scratch("product", *self.logits.shape)).sum(1)
+        """Return ``sum(a b)`` over the voxels of each tile, ``[T, C]``."""
+        return torch.mul(a, b, out=self.scratch("product", *self.logits.shape)).sum(-1)
 
     def mask_(self, values: Tensor) -> Tensor:
         """Set the voxels that do not count to 0, in place."""
@@ -88,64 +88,64 @@ class _Softmax:
     """
 
     def __init__(self, chunk: Chunk, with_log: bool) -> None:
-        scratch, (num_classes, length) = chunk.scratch, chunk.logits.shape
+        scratch, (tiles, num_classes, length) = chunk.scratch, chunk.logits.shape
         self.chunk = chunk
-        highest = torch.amax(chunk.logits, 0, keepdim=True, out=scratch("highest", 1, length))
+        highest = torch.amax(chunk.logits, 1, keepdim=True, out=scratch("highest", tiles, 1, length))
         # One operation for the product and the difference. The rounding of highest / ln 2 is the same for all classes.
-        shifted = scratch("shifted", num_classes, length)
+        shifted = scratch("shifted", tiles, num_classes, length)
         self.log2_shifted = torch.add(highest.mul_(-LOG2_E), chunk.logits, alpha=LOG2_E, out=shifted)
         if with_log:  # finite, since 0 times -inf, of a class that a logit of -inf has ruled out, is not 0
             self.log2_shifted.clamp_min_(torch.finfo(shifted.dtype).min / 2)
-        self.p = torch.exp2(self.log2_shifted, out=scratch("p", num_classes, length) if with_log else shifted)
-        self.total = torch.sum(self.p, 0, keepdim=True, out=highest)
+        self.p = torch.exp2(self.log2_shifted, out=scratch("p", *shifted.shape) if with_log else shifted)
+        self.total = torch.sum(self.p, 1, keepdim=True, out=highest)
         self.p.div_(self.total)
 
     @cached_property
     def log2_total(self) -> Tensor:
-        """The binary logarithm of the sum that normalises, ``[1, N]``; only terms with a logarithm pay for it."""
+        """The binary logarithm of the sum that normalises, ``[T, 1, N]``; only terms with a logarithm pay for it."""
         return self.total.log2_()
 
     def log2_p(self) -> Tensor:
-        """Return the binary logarithms of ``p``, ``[C, N]``, in a buffer that the next call here reuses."""
+        """Return the binary logarithms of ``p``, ``[T, C, N]``, in a buffer that the next call here reuses."""
         return torch.sub(self.log2_shifted, self.log2_total, out=self.chunk.scratch("product", *self.p.shape))
 
     def logp_of_target(self) -> Tensor:
         """Return the natural log-probabilities that a term ``g f(log p)`` needs.
 
-        For a one-hot target these are each voxel's own, ``[1, N]``, so that ``f`` is taken once per voxel; otherwise
+        For a one-hot target these are each voxel's own, ``[T, 1, N]``, so that ``f`` is taken once per voxel; otherwise
         all.
         """
         if not self.chunk.is_one_hot:
             return self.log2_p().mul_(LN_2)
         own = torch.mul(self.log2_shifted, self.chunk.target, out=self.chunk.scratch("product", *self.p.shape))
         out = self.chunk.scratch("own", *self.total.shape)
-        return torch.sum(own, 0, keepdim=True, out=out).sub_(self.log2_total).mul_(LN_2)
+        return torch.sum(own, 1, keepdim=True, out=out).sub_(self.log2_total).mul_(LN_2)
 
 
 def softmax_sums(chunk: Chunk, terms: Sequence[str]) -> dict[str, Tensor]:
-    """Return the sums of a chunk with softmax, ``[C]`` each."""
+    """Return the sums of a chunk with softmax, ``[T, C]`` each."""
     softmax = _Softmax(chunk, with_log=any(T.split(term)[0] in T.LOG_TERMS for term in terms))
     p = chunk.mask_(softmax.p)
     sums: dict[str, Tensor] = {}
     for term in terms:
         name, gamma = T.split(term)
         if name == "ce":
-            sums[term] = -LN_2 * softmax.log2_p().mul_(chunk.target).sum(1)
+            sums[term] = -LN_2 * softmax.log2_p().mul_(chunk.target).sum(-1)
         elif name == "focal":
             logp = softmax.logp_of_target()
             sums[term] = -chunk.product_sum(logp.mul_(_power_(_miss(chunk, logp), gamma)), chunk.target)
         elif name == "logp":
-            sums[term] = -LN_2 * chunk.mask_(softmax.log2_p()).sum(1)
+            sums[term] = -LN_2 * chunk.mask_(softmax.log2_p()).sum(-1)
         else:
             sums[term] = _plain_sum(name, chunk, p)
     return sums
 
 
-def softmax_gradient(chunk: Chunk, grads: Grads, out: Tensor) -> None:
-    """Write dL/dlogits of a chunk with softmax to ``out``, ``[C, N]``."""
+def softmax_gradient(chunk: Chunk, grads: Grads) -> Tensor:
+    """Return dL/dlogits of a chunk with softmax, ``[T, C, N]``."""
     softmax = _Softmax(chunk, with_log=any(T.split(term)[0] == "focal" for term in grads))
     p, target = softmax.p, chunk.target
-    log_slope = _probability_slope(chunk, p, grads, out).mul_(p)
+    log_slope = _probability_slope(chunk, p, grads).mul_(p)
     for term, grad in grads.items():
         name, gamma = T.split(term)
         if name == "ce":
@@ -155,36 +155,36 @@ def softmax_gradient(chunk: Chunk, grads: Grads, out: Tensor) -> None:
             log_slope.addcmul_(torch.mul(target, focal_slope, out=chunk.scratch("product", *p.shape)), grad)
         elif name == "logp":
             log_slope -= grad
-    log_slope.addcmul_(p, log_slope.sum(0, keepdim=True), value=-1)
+    return log_slope.addcmul_(p, log_slope.sum(1, keepdim=True), value=-1)
 
 
 def elementwise_sums(chunk: Chunk, terms: Sequence[str], activation: str) -> dict[str, Tensor]:
-    """Return the sums of a chunk with activation sigmoid or none, ``[C]`` each."""
+    """Return the sums of a chunk with activation sigmoid or none, ``[T, C]`` each."""
     logits, target = chunk.logits, chunk.target
     p = chunk.mask_(torch.sigmoid(logits)) if activation == "sigmoid" else logits
     sums: dict[str, Tensor] = {}
     for term in terms:
         name, gamma = T.split(term)
         if name == "ce":
-            sums[term] = -(target * F.logsigmoid(logits)).sum(1)
+            sums[term] = -(target * F.logsigmoid(logits)).sum(-1)
         elif name == "ce_neg":
-            sums[term] = -chunk.mask_((1 - target) * F.logsigmoid(-logits)).sum(1)
+            sums[term] = -chunk.mask_((1 - target) * F.logsigmoid(-logits)).sum(-1)
         elif name == "logp":
-            sums[term] = -chunk.mask_(F.logsigmoid(logits)).sum(1)
+            sums[term] = -chunk.mask_(F.logsigmoid(logits)).sum(-1)
         elif name == "focal":
-            sums[term] = (target * T.sigmoid_focal(logits, target, gamma)).sum(1)
+            sums[term] = (target * T.sigmoid_focal(logits, target, gamma)).sum(-1)
         elif name == "focal_neg":
-            sums[term] = chunk.mask_((1 - target) * T.sigmoid_focal(logits, target, gamma)).sum(1)
+            sums[term] = chunk.mask_((1 - target) * T.sigmoid_focal(logits, target, gamma)).sum(-1)
         else:
             sums[term] = _plain_sum(name, chunk, p)
     return sums
 
 
-def elementwise_gradient(chunk: Chunk, grads: Grads, activation: str, out: Tensor) -> None:
-    """Write dL/dlogits of a chunk with activation sigmoid, dL/dp with none, to ``out``, ``[C, N]``."""
+def elementwise_gradient(chunk: Chunk, grads: Grads, activation: str) -> Tensor:
+    """Return dL/dlogits of a chunk with activation sigmoid, dL/dp with none, ``[T, C, N]``."""
     logits, target = chunk.logits, chunk.target
     p = torch.sigmoid(logits) if activation == "sigmoid" else logits
-    gradient = _probability_slope(chunk, p, grads, out)
+    gradient = _probability_slope(chunk, p, grads)
     if activation == "sigmoid":
         gradient.mul_(p * (1 - p))
     for term, grad in grads.items():
@@ -197,6 +197,7 @@ def elementwise_gradient(chunk: Chunk, grads: Grads, activation: str, out: Tenso
             gradient -= grad * (1 - p)
         elif name in T.FOCAL_TERMS:
             gradient += grad * (target if name == "focal" else 1 - target) * _sigmoid_focal_slope(chunk, p, gamma)
+    return gradient
 
 
 def _plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
@@ -204,27 +205,28 @@ def _plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
     if name == "tp":
         return chunk.product_sum(p, chunk.target)
     if name == "pred":
-        return p.sum(1)
+        return p.sum(-1)
     if name == "pred_sq":
         return chunk.product_sum(p, p)
     if name == "ref":
-        return chunk.target.sum(1)  # exact for whole numbers: a chunk is far below 2^24 voxels
+        return chunk.target.sum(-1)  # exact for whole numbers: a chunk is far below 2^24 voxels
     if name == "ref_sq":
         return chunk.product_sum(chunk.target, chunk.target)
     if name == "abs_diff":
-        return (p - chunk.target).abs_().sum(1)
+        return (p - chunk.target).abs_().sum(-1)
     if name == "surface" and chunk.distance is not None:
         # p is 0 where a voxel does not count, but 0 times what stands in the map there may be no number
-        return chunk.mask_(torch.mul(p, chunk.distance, out=chunk.scratch("product", *p.shape))).sum(1)
+        return chunk.mask_(torch.mul(p, chunk.distance, out=chunk.scratch("product", *p.shape))).sum(-1)
     if name == "surface_min" and chunk.distance is not None:
-        return chunk.mask_(torch.clamp(chunk.distance, max=0, out=chunk.scratch("product", *p.shape))).sum(1)
+        return chunk.mask_(torch.clamp(chunk.distance, max=0, out=chunk.scratch("product", *p.shape))).sum(-1)
     if chunk.dropped is None:
-        return p.new_full((p.shape[0],), p.shape[1])
-    return (~chunk.dropped).sum().expand(p.shape[0])
+        return p.new_full(p.shape[:2], p.shape[2])
+    return (~chunk.dropped).sum(-1).expand(p.shape[:2])
 
 
-def _probability_slope(chunk: Chunk, p: Tensor, grads: Grads, out: Tensor) -> Tensor:
-    """Write dL/dp of the terms without logarithms to ``out`` and return it."""
+def _probability_slope(chunk: Chunk, p: Tensor, grads: Grads) -> Tensor:
+    """Return dL/dp of the terms without logarithms, ``[T, C, N]``."""
+    out = chunk.scratch("slope", *p.shape)
     if "tp" in grads:
         torch.mul(chunk.target, grads["tp"], out=out)
     else:

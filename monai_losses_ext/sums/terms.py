@@ -122,7 +122,7 @@ def kept_voxels(target: Tensor, activation: str, ignore_index: int | None) -> Te
     """
     if ignore_index is None:
         return None
-    if not _can_hold(target.dtype, ignore_index):
+    if not can_hold(target.dtype, ignore_index):
         return None
     if target.shape[0] == 1:
         return target[0] != ignore_index
@@ -132,7 +132,7 @@ def kept_voxels(target: Tensor, activation: str, ignore_index: int | None) -> Te
     return kept if activation == "sigmoid" else kept & (target != 0).any(0)
 
 
-def _can_hold(dtype: torch.dtype, value: int) -> bool:
+def can_hold(dtype: torch.dtype, value: int) -> bool:
     """Tell whether labels of this type can equal ``value``; torch would wrap 256 to 0 to compare it with uint8."""
     if dtype.is_floating_point or dtype == torch.bool:
         return True

@@ -4,17 +4,23 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import _checks, _fallback
 from monai_losses_ext.sums import chunked, terms
 
 # auto: the fastest that the device has. reference: the definition itself, with volume-sized temporaries.
-BACKENDS = ("auto", "chunked", "reference")
+BACKENDS = ("auto", "chunked", "triton", "reference")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+TRITON_MAX_CLASSES = 256
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def voxel_sums(
@@ -37,14 +43,16 @@ def voxel_sums(
         activation: ``softmax`` over the classes, ``sigmoid`` per class, or ``none``.
         ignore_index: label of the voxels that do not count; see :func:`terms.kept_voxels`.
         distance: signed distance map ``[B, C, *S]``, for the surface terms.
-        backend: one of :data:`BACKENDS`.
+        backend: one of :data:`BACKENDS`. ``auto`` is ``triton`` on CUDA where it is installed and works, for up to 256
+            classes and input other than float64; ``chunked`` otherwise.
 
     Returns:
         One ``[B, C]`` tensor per term, differentiable once with respect to ``input``: float64 for float64 input,
         float32 otherwise, whatever autocast says. The same input gives the same bits.
 
     Raises:
-        ValueError: for an unknown term, activation or backend, and (on a CPU) for index labels out of range.
+        ValueError: for an unknown term or activation, a backend that is unknown or cannot do this, and (on a CPU) for
+            index labels out of range.
         ShapeError: where input and target do not fit; it is also an ``AssertionError``.
 
     Example:
@@ -65,7 +73,8 @@ def voxel_sums(
         voxel_inputs(input, target, activation, ignore_index)  # only to check the labels, as the other backend does
         sums = terms.reference_sums(input, target, distance, terms_, activation, ignore_index)
     else:
-        sums = _chunked_sums(input, target, distance, ",".join(terms_), activation, ignore_index)
+        backend = _resolved(backend, input)
+        sums = _voxel_sums(input, target, distance, ",".join(terms_), activation, ignore_index, backend)
     return dict(zip(terms_, sums.unbind(0), strict=True))
 
 
@@ -153,17 +162,55 @@ def with_channel_axis(input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
     return target
 
 
-# A custom operator rather than an autograd.Function: torch.compile keeps it whole instead of tracing the loop.
-@torch.library.custom_op("monai_losses_ext::chunked_sums", mutates_args=())
-def _chunked_sums(
-    logits: Tensor, target: Tensor, distance: Tensor | None, term_list: str, activation: str, ignore_index: int | None
+def _resolved(backend: str, input: Tensor) -> str:  # noqa: A002
+    """Return the backend for this input; what was asked for by name is that or an error."""
+    fits = input.shape[1] <= TRITON_MAX_CLASSES and input.dtype in TRITON_DTYPES
+    if backend == "auto":
+        return "auto" if input.is_cuda and HAS_TRITON and fits else "chunked"
+    if backend == "triton" and not HAS_TRITON:
+        raise _checks.fail("backend", "'triton' is not installed (pip install triton)", backend, " Take 'chunked'.")
+    if backend == "triton" and not fits:
+        got = f"{input.shape[1]} classes of {str(input.dtype).removeprefix('torch.')}"
+        rule = f"'triton' takes up to {TRITON_MAX_CLASSES} classes of float16, bfloat16 or float32"
+        raise _checks.fail("backend", rule, got, " Take 'chunked'.")
+    return backend
+
+
+def _module(backend: str) -> ModuleType:
+    if backend == "chunked" or (backend == "auto" and not _triton_works()):
+        return chunked
+    from monai_losses_ext.sums import triton  # only where it is installed
+
+    return triton
+
+
+@functools.cache
+def _triton_works() -> bool:
+    def attempt() -> None:
+        logits, target = torch.zeros(1, 2, 1, device="cuda"), torch.zeros(1, 1, 1, dtype=torch.uint8, device="cuda")
+        _module("triton").forward(logits, target, None, ["pred"], "softmax", None)
+
+    return _fallback.works("voxel_sums: Triton", attempt, "the slower backend 'chunked' is used.")
+
+
+# A custom operator rather than an autograd.Function: torch.compile keeps it whole instead of tracing into it.
+@torch.library.custom_op("monai_losses_ext::voxel_sums", mutates_args=())
+def _voxel_sums(
+    logits: Tensor,
+    target: Tensor,
+    distance: Tensor | None,
+    term_list: str,
+    activation: str,
+    ignore_index: int | None,
+    backend: str,
 ) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
-        return chunked.forward(logits, target, distance, term_list.split(","), activation, ignore_index)
+        names = term_list.split(",")
+        return _module(backend).forward(logits, target, distance, names, activation, ignore_index)
 
 
-@torch.library.custom_op("monai_losses_ext::chunked_sums_backward", mutates_args=())
-def _chunked_sums_backward(
+@torch.library.custom_op("monai_losses_ext::voxel_sums_backward", mutates_args=())
+def _voxel_sums_backward(
     grad_sums: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -171,21 +218,20 @@ def _chunked_sums_backward(
     term_list: str,
     activation: str,
     ignore_index: int | None,
+    backend: str,
 ) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         names = term_list.split(",")
-        return chunked.backward(grad_sums, logits, target, distance, names, activation, ignore_index)
+        return _module(backend).backward(grad_sums, logits, target, distance, names, activation, ignore_index)
 
 
-@_chunked_sums.register_fake
-def _(
-    logits: Tensor, target: Tensor, distance: Tensor | None, term_list: str, activation: str, ignore_index: int | None
-) -> Tensor:
+@_voxel_sums.register_fake
+def _(logits: Tensor, target: Tensor, distance: Tensor | None, term_list: str, *_: Any) -> Tensor:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return logits.new_empty((term_list.count(",") + 1, *logits.shape[:2]), dtype=dtype)
 
 
-@_chunked_sums_backward.register_fake
+@_voxel_sums_backward.register_fake
 def _(grad_sums: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits)
 
@@ -196,13 +242,13 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-    grad = _chunked_sums_backward(grad_sums, *ctx.saved_tensors, *ctx.options)
-    return grad, None, None, None, None, None
+    grad = _voxel_sums_backward(grad_sums, *ctx.saved_tensors, *ctx.options)
+    return grad, None, None, None, None, None, None
 
 
 def _second_backward(ctx: Any, grad: Tensor) -> None:
     raise RuntimeError("voxel_sums: differentiable once; the backend 'reference' is differentiable twice.")
 
 
-_chunked_sums.register_autograd(_backward, setup_context=_save_for_backward)
-_chunked_sums_backward.register_autograd(_second_backward)
+_voxel_sums.register_autograd(_backward, setup_context=_save_for_backward)
+_voxel_sums_backward.register_autograd(_second_backward)

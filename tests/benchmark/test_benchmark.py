@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from monai_losses_ext.benchmark import __main__ as command
-from monai_losses_ext.benchmark import cases, report
+from monai_losses_ext.benchmark import cases, cuda, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +48,50 @@ def test_a_case_that_disagrees_is_not_timed(monkeypatch):
     monkeypatch.setitem(cases.SHAPES, "2x3x96^3", (1, 3, 16, 16, 16))
     with pytest.raises(RuntimeError, match="must agree before they are timed"):
         speed.measure_speed("dice", "2x3x96^3", 1, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_suite_for_a_gpu_on_a_cpu(monkeypatch):
+    monkeypatch.setitem(cuda.CUDA_SHAPES, "2x3x128^3", (2, 3, 16, 16, 16))
+    monkeypatch.setitem(cuda.COPIED_BYTES, "cpu", 2**16)
+    monkeypatch.setattr(cuda, "PARITY_SIDE", 8)
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # a compiler of C++ takes half a minute
+    arguments = command._parser().parse_args(["speed", "--repeats", "2"])
+    result = command.measure_on("cpu", ["dice_ce", "dice_focal_boundary"], ["2x3x128^3"], arguments)
+    table = report.cuda_table(json.loads(json.dumps(result)))
+    sides = [set(row["sides"]) for row in result["speed"]]
+    assert sides == [
+        {"ours", "MONAI DiceCELoss", "MONAI DiceCELoss, compiled"},
+        {"ours", "ours, Dice alone"},
+    ]
+    for row in result["speed"]:
+        assert row["floor_ms"] > 0 and all(f"| {row['loss']} | {name} |" in table for name in row["sides"])
+        assert all(side["ms"]["both"]["median"] > 0 for side in row["sides"].values())
+    assert result["maps"][0]["ours"]["median"] > 0
+
+
+def test_a_loss_that_does_not_fit_is_a_result():
+    def hungry(logits, labels):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    logits, labels = cases.make_batch((1, 2, 8, 8), 0)
+    assert cuda._measure_side(hungry, logits, labels, 1) == {"error": "out of memory"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--losses", "dise"], "--losses on cpu: must be one of"),
+        (["--shapes", "1x118x128^3"], "--shapes on cpu: must be one of"),
+        (["--device", "cuda", "--losses", "dice_focal_ce"], "--losses on cuda: must be one of"),
+        pytest.param(
+            ["--device", "cuda"],
+            "--device cuda: this torch sees no GPU.",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(arguments, message, capsys):
+    assert command.main(["speed", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1

@@ -14,10 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import BoundaryLoss as MonaiBoundaryLoss
 
-from monai_losses_ext.distance import signed_distance
+from monai_losses_ext import distance
 
-BACKENDS = ["scipy", pytest.param("edt", marks=pytest.mark.skipif(not importlib.util.find_spec("edt"), reason="extra"))]
+
+def where_installed(backend):
+    return pytest.param(
+        backend, marks=pytest.mark.skipif(not importlib.util.find_spec(backend), reason="not installed")
+    )
+
+
+BACKENDS = ["scipy", where_installed("edt"), where_installed("triton")]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+HAS_GPU = torch.cuda.is_available()
+
+
+def signed_distance(target, *args, backend="auto", **kwargs):
+    """Call the package's function; for Triton on the GPU, and in its interpreter where there is none."""
+    device = "cuda" if backend == "triton" and HAS_GPU else "cpu"
+    return distance.signed_distance(target.to(device), *args, backend=backend, **kwargs).cpu()
 
 
 @st.composite
@@ -52,11 +66,12 @@ def test_equals_brute_force(backend, case):
 @pytest.mark.parametrize("spacing", [0.7, 0.3])
 def test_is_exact_along_a_long_axis(backend, axis, spacing):
     shape, size = [3, 3, 3], [1.0, 1.0, 1.0]
-    shape[axis], size[axis] = 700, spacing
+    length = 700 if backend != "triton" or HAS_GPU else 150  # the interpreter is slow
+    shape[axis], size[axis] = length, spacing
     labels = torch.zeros(1, 1, *shape, dtype=torch.uint8)
     labels.movedim(axis + 2, 2)[:, :, 0] = 1
     maps = signed_distance(labels, 2, size, backend=backend)
-    expected = spacing * torch.arange(1, 700, dtype=torch.float64)
+    expected = spacing * torch.arange(1, length, dtype=torch.float64)
     assert torch.allclose(maps[0, 1].movedim(axis, 0)[1:, 1, 1].double(), expected, rtol=0, atol=1e-4)
     line = signed_distance(labels.movedim(axis + 2, 4)[..., 1, 1, :], 2, spacing, backend=backend)
     assert torch.allclose(line[0, 1, 1:].double(), expected, rtol=0, atol=1e-4)
@@ -167,7 +182,7 @@ def test_errors_are_one_line():
         signed_distance(labels, 2, absent="fat")
     with pytest.raises(ValueError, match=r"^convention: must be one of signed, kervadec; got"):
         signed_distance(labels, 2, convention="monai")
-    with pytest.raises(ValueError, match=r"^distance backend: must be one of auto, edt, scipy; got"):
+    with pytest.raises(ValueError, match=r"^distance backend: must be one of auto, edt, scipy, triton; got"):
         signed_distance(labels, 2, backend="numpy")
     for spacing in (0.0, -1.0, [1.0, 1.0, 1.0], math.nan, math.inf, "1", [[1.0, 1.0], [1.0]]):
         with pytest.raises(ValueError, match=r"^spacing: must be a number above 0"):

@@ -298,9 +298,9 @@ def test_weights_add_no_pass_and_no_volume(kind):
         x.grad = None
         with Operators(volume=16**3) as seen[name]:
             compound(name)(x, labels).backward()
-        assert seen[name].calls["monai_losses_ext.chunked_sums.default"] == 1
-        assert seen[name].calls["monai_losses_ext.chunked_sums_backward.default"] == 1
-        assert seen[name].large["monai_losses_ext.chunked_sums_backward.default"] == 1
+        assert seen[name].calls["monai_losses_ext.voxel_sums.default"] == 1
+        assert seen[name].calls["monai_losses_ext.voxel_sums_backward.default"] == 1
+        assert seen[name].large["monai_losses_ext.voxel_sums_backward.default"] == 1
     assert +seen[kind].large == +seen["fixed"].large
 
 

@@ -15,42 +15,12 @@ import oracles
 import pytest
 import torch
 from monai.data import MetaTensor
+from voxel_problems import problem, terms_of, value_and_gradient
 
 from monai_losses_ext.sums import chunked, voxel_sums
 
-PLAIN = ["tp", "pred", "pred_sq", "ref", "ref_sq", "abs_diff", "count", "surface", "surface_min"]
-LOGS = ["ce", "logp", "focal:2.0", "focal:0.5", "focal:0.0"]
-SIGMOID = ["ce_neg", "focal_neg:2.0", "focal_neg:0.5"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}
 SHAPES = [(7,), (5, 6), (3, 4, 5)]
-
-
-def terms_of(activation):
-    return PLAIN + (LOGS if activation != "none" else []) + (SIGMOID if activation == "sigmoid" else [])
-
-
-def problem(activation, kind, ignore, num_classes, shape, dtype=torch.float64):
-    x = torch.randn(2, num_classes, *shape, dtype=torch.float64)
-    x = (x.sigmoid() if activation == "none" else x).to(dtype)
-    labels = torch.randint(0, max(num_classes, 2), (2, *shape))
-    target = labels.clone()
-    if kind == "index" and ignore == 255:
-        target[torch.rand(target.shape) < 0.2] = 255
-    elif kind == "one_hot":
-        target = torch.stack([labels == (c if num_classes > 1 else 1) for c in range(num_classes)], 1)
-    elif kind == "soft":
-        target = torch.rand(2, num_classes, *shape)
-    return x, target, torch.randn(x.shape)
-
-
-def value_and_gradient(x, target, phi, activation, ignore, backend):
-    x = x.detach().clone().requires_grad_()
-    sums = voxel_sums(x, target, terms_of(activation), activation, ignore, phi, backend)
-    generator = torch.Generator().manual_seed(1)
-    weights = {term: torch.randn(value.shape, generator=generator) for term, value in sums.items()}
-    (gradient,) = torch.autograd.grad(sum((value * weights[term]).sum() for term, value in sums.items()), x)
-    return sums, gradient
-
 
 CASES = [
     case
@@ -61,7 +31,7 @@ CASES = [
 
 @pytest.mark.parametrize(("activation", "kind", "ignore", "num_classes", "shape"), CASES)
 def test_chunks_equal_the_definition(monkeypatch, activation, kind, ignore, num_classes, shape):
-    monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", 13)  # many chunks, the last one shorter
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 7)  # many chunks, the last one shorter
     data = problem(activation, kind, ignore, num_classes, shape)
     sums, gradient = value_and_gradient(*data, activation, ignore, "chunked")
     expected, expected_gradient = value_and_gradient(*data, activation, ignore, "reference")
