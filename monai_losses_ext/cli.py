@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from monai_losses_ext import bundlekit
+from monai_losses_ext.data.check import check_dataset
+from monai_losses_ext.data.download import download
 from monai_losses_ext.data.phantoms import make_phantoms
-from monai_losses_ext.data.tasks import TASKS
+from monai_losses_ext.data.tasks import TASKS, get_task
 from monai_losses_ext.quickstart import CASES, EPOCHS, quickstart
 
 
@@ -66,7 +68,7 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("data", help="make datasets", description="Make datasets.")
+    parser = commands.add_parser("data", help="get and check datasets", description="Get and check datasets.")
     actions = parser.add_subparsers(required=True, metavar="action")
     text = "Write synthetic cases of a task, with dataset.json, imagesTr/ and labelsTr/ as the Decathlon has them."
     parser = actions.add_parser("phantoms", help="write synthetic cases of a task", description=text)
@@ -74,15 +76,36 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; it is made if absent")
     parser.add_argument("--cases", type=int, default=40, help="number of cases (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other cases (default: %(default)s)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="below 1 for miniatures: share of the voxels per axis (default: 1)"
+    )
     parser.set_defaults(command=_phantoms)
+    text = "Read every case of a dataset and list what would break a training; exit status 1 if there is anything."
+    parser = actions.add_parser("check", help="find what would break a training", description=text)
+    parser.add_argument("--task", help="needed where neither the folder's name nor dataset.json tells it")
+    parser.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder with dataset.json")
+    parser.set_defaults(command=_check_data)
+    text = "Fetch a task of the Medical Segmentation Decathlon and unpack it to DIR/TASK; what is there is kept."
+    parser = actions.add_parser("download", help="fetch a task of the Decathlon", description=text)
+    parser.add_argument("--task", required=True, help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; it is made if absent")
+    parser.set_defaults(command=_download)
 
 
 def _add_bundles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("bundles", help="render the bundles, or check them", description="For contributors.")
+    parser = commands.add_parser("bundles", help="render, check or verify the bundles", description="For contributors.")
     actions = parser.add_subparsers(required=True, metavar="action")
     render = actions.add_parser("render", help="write all bundles from the template and the tasks' rows")
     check = actions.add_parser("check", help="fail if a bundle differs from what render would write")
-    for action, command in ((render, _render), (check, _check)):
+    text = (
+        "Check the bundles as the MONAI model zoo does, offline, and run each in miniature: training, evaluation, "
+        "inference, TorchScript. Says which ones are zoo-ready."
+    )
+    verify = actions.add_parser(
+        "verify", help="check the bundles as the model zoo does, and run them", description=text
+    )
+    verify.add_argument("--task", nargs="+", default=list(TASKS), metavar="TASK", help="tasks (default: all)")
+    for action, command in ((render, _render), (check, _check), (verify, _verify)):
         action.add_argument(
             "--out", default="bundles", metavar="DIR", help="folder of the bundles (default: %(default)s)"
         )
@@ -95,8 +118,26 @@ def _quickstart(arguments: argparse.Namespace) -> int:
 
 
 def _phantoms(arguments: argparse.Namespace) -> int:
-    folder = make_phantoms(arguments.task, arguments.out, arguments.cases, arguments.seed)
+    folder = make_phantoms(arguments.task, arguments.out, arguments.cases, arguments.seed, arguments.scale)
     print(f"{arguments.cases} synthetic cases of {arguments.task} (seed {arguments.seed}), not medical data: {folder}")
+    return 0
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    report = check_dataset(arguments.dataset_dir, arguments.task, progress=True)
+    if report.problems:
+        print(report.table())
+        cases = len({problem.case for problem in report.problems})
+        raise ValueError(
+            f"dataset_dir: {arguments.dataset_dir}: {len(report.problems)} problems in {cases} of {len(report.cases)} "
+            "cases, listed above"
+        )
+    print(report.summary())
+    return 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    print(f"complete: {download(arguments.task, arguments.out)}")
     return 0
 
 
@@ -108,6 +149,20 @@ def _render(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     problems = bundlekit.check(arguments.out)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from monai_losses_ext.bundlekit.verify import header, row, verify  # their imports are not for every command
+
+    tasks = [get_task(name) for name in arguments.task]
+    print(header(), flush=True)
+    problems = []
+    for report in verify(tasks, arguments.out):
+        print(row(report), flush=True)
+        problems += report.lines
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

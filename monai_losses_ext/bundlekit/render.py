@@ -8,7 +8,9 @@ Nothing under ``bundles/`` is edited by hand: a change goes into the template or
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,7 @@ def render_task(task: Task) -> dict[str, str]:
     Returns:
         Path inside ``bundles/`` -> content.
     """
-    environment = Environment(  # noqa: S701 - writes JSON and Markdown, where HTML's escapes would be wrong
-        loader=FileSystemLoader(TEMPLATE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    environment.policies["json.dumps_kwargs"] = {}  # keep the order of the row; jinja2 would sort the keys
-    environment.filters["by_index"] = lambda names: {str(i): name for i, name in enumerate(names)}
-    environment.filters["mirrors"] = mirrors
+    environment = _environment()
     context = {"task": task, "results": measured_results(task)}
     files = {}
     for path in sorted(TEMPLATE.rglob("*")):
@@ -100,9 +97,30 @@ def mirrors(axes: Sequence[int]) -> list[list[int]]:
     return [[2 + axis for axis in some] for n in range(len(axes) + 1) for some in combinations(axes, n)]
 
 
+def cache_gb(task: Task) -> int:
+    """Return the most that the cases to train on take on disk: float32 images and one byte of label per voxel."""
+    stored = task.typical_spacing_mm
+    spacing = task.training.spacing_mm or stored
+    voxels = math.prod(n * mm / new for n, mm, new in zip(task.typical_shape, stored, spacing, strict=True))
+    return math.ceil(0.8 * task.n_training * voxels * (4 * len(task.channels) + 1) / 1e9)
+
+
 def pretty_json(text: str) -> str:
     """Return JSON as the bundles have it: four spaces, the keys in the template's order."""
     return json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
+
+
+@cache
+def _environment() -> Environment:
+    """Return what reads the templates; kept, because compiling them takes longer than all ten renderings."""
+    environment = Environment(  # noqa: S701 - writes JSON and Markdown, where HTML's escapes would be wrong
+        loader=FileSystemLoader(TEMPLATE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.policies["json.dumps_kwargs"] = {}  # keep the order of the row; jinja2 would sort the keys
+    environment.filters["by_index"] = lambda names: {str(i): name for i, name in enumerate(names)}
+    environment.filters["mirrors"] = mirrors
+    environment.filters["cache_gb"] = cache_gb
+    return environment
 
 
 def _all_files() -> dict[str, str]:

@@ -19,8 +19,7 @@ Case = dict[str, str]
 
 THREE_WAYS = (
     "Three ways to get data: (1) synthetic cases: python -m monai_losses_ext data phantoms --task {task} --out DIR; "
-    "(2) the Medical Segmentation Decathlon: monai.apps.DecathlonDataset(root_dir=DIR, task='{task}', "
-    "section='training', download=True); "
+    "(2) the Medical Segmentation Decathlon: python -m monai_losses_ext data download --task {task} --out DIR; "
     "(3) a folder of your own with dataset.json, imagesTr/ and labelsTr/."
 )
 
@@ -43,6 +42,20 @@ def read_cases(dataset_dir: str | os.PathLike[str], section: str = "training") -
         DatasetError: if the folder, ``dataset.json``, the section or a listed file is absent or cannot be read.
     """
     folder = Path(dataset_dir).expanduser().absolute()
+    cases = listed_cases(folder, section)
+    absent = [path for case in cases for path in case.values() if not os.path.isfile(path)]
+    if absent:
+        more = f" and {len(absent) - 1} more listed files are" if len(absent) > 1 else " is"
+        raise _error(folder, f"{os.path.relpath(absent[0], folder)}{more} absent")
+    return cases
+
+
+def listed_cases(folder: Path, section: str = "training") -> list[Case]:
+    """Return what :func:`read_cases` does without looking for the files; ``folder`` is absolute.
+
+    Raises:
+        DatasetError: if the folder, ``dataset.json`` or the section is absent or cannot be read.
+    """
     if not folder.is_dir():
         raise _error(folder, "there is no such folder")
     if not (folder / "dataset.json").is_file():
@@ -54,12 +67,7 @@ def read_cases(dataset_dir: str | os.PathLike[str], section: str = "training") -
     entries = content.get(section) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise _error(folder, f"dataset.json lists no cases under {section!r}")
-    cases = [_case(folder, section, i, entry) for i, entry in enumerate(entries)]
-    absent = [path for case in cases for path in case.values() if not os.path.isfile(path)]
-    if absent:
-        more = f" and {len(absent) - 1} more listed files are" if len(absent) > 1 else " is"
-        raise _error(folder, f"{os.path.relpath(absent[0], folder)}{more} absent")
-    return cases
+    return [_case(folder, section, i, entry) for i, entry in enumerate(entries)]
 
 
 def split_cases(cases: list[Case], validation_fraction: float = 0.2, seed: int = 0) -> tuple[list[Case], list[Case]]:

@@ -4,26 +4,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import CacheDataset
+from monai.data import CacheDataset, PersistentDataset
+from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 
+from monai_losses_ext.data.bad_case import NamesBadCase
 
-class SeededCacheDataset(CacheDataset):
-    """MONAI's CacheDataset, whose random transforms are seeded anew for each case of each epoch.
+
+class _Seeded(NamesBadCase):
+    """Seeds a dataset's random transforms anew for each case of each epoch.
 
     So a case looks the same in epoch 7 whether the training ran through or was resumed there, whether the batch comes
     from the trainer's process or from a worker, and whether one process trains or several share the cases.
     :class:`monai_losses_ext.handlers.EpochSeed` tells it the epoch; workers must not outlive an epoch
     (``persistent_workers=False``, as by default).
-
-    Args:
-        args: see MONAI's CacheDataset.
-        seed: of all random numbers.
-        kwargs: see MONAI's CacheDataset.
     """
+
+    transform: Any
 
     def __init__(self, *args: Any, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,3 +42,40 @@ class SeededCacheDataset(CacheDataset):
             numbers = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
             self.transform.set_random_state(seed=int(numbers[0]))
         return super()._transform(index)
+
+
+class SeededCacheDataset(_Seeded, CacheDataset):
+    """MONAI's CacheDataset, in memory, with random transforms that depend on seed, epoch and case alone.
+
+    Args:
+        args: see MONAI's CacheDataset.
+        seed: of all random numbers.
+        kwargs: see MONAI's CacheDataset.
+    """
+
+
+class SeededPersistentDataset(_Seeded, PersistentDataset):
+    """MONAI's PersistentDataset, on disk, with random transforms that depend on seed, epoch and case alone.
+
+    A case is prepared once and kept in ``cache_dir``, under a name that changes with the transforms and with the size
+    and time of the case's files, so that nothing stale is used.
+
+    Args:
+        data: cases, dictionaries of paths.
+        transform: a ``Compose``; what stands before its first random transform is kept.
+        cache_dir: folder of the prepared cases; None, or False on a command line, keeps none.
+        seed: of all random numbers.
+    """
+
+    def __init__(
+        self, data: Sequence[Any], transform: Any, cache_dir: str | Path | bool | None = None, seed: int = 0
+    ) -> None:
+        # The files are this training's own, so they may hold more than weights: the images' affines.
+        stored = {"hash_func": file_hash, "hash_transform": pickle_hashing, "track_meta": True, "weights_only": False}
+        super().__init__(data, transform, cache_dir or None, seed=seed, **stored)
+
+
+def file_hash(case: Mapping[str, Any]) -> bytes:
+    """Return a name for a case that changes with the paths, sizes and modification times of its files."""
+    stats = {key: Path(path).stat() for key, path in case.items() if isinstance(path, (str, os.PathLike))}
+    return pickle_hashing({key: (str(case[key]), stat.st_size, stat.st_mtime_ns) for key, stat in stats.items()})

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 
@@ -22,7 +22,7 @@ def ellipsoid(grid: Array, centre: Array, radii: Array) -> Array:
         centre: [3].
         radii: half axes [3].
     """
-    offset = (grid - _column(centre)) / _column(radii)
+    offset = (grid - _column(centre, grid)) / _column(radii, grid)
     return (np.sqrt((offset**2).sum(axis=0)) - 1) * float(np.min(radii))
 
 
@@ -40,35 +40,43 @@ def tube(grid: Array, points: Array, radii: Array) -> tuple[Array, Array]:
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
     along = np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
     squares = (grid**2).sum(axis=0)
-    distance = np.full(squares.shape, np.inf)
-    position = np.zeros(squares.shape)
+    distance = np.full(squares.shape, np.inf, grid.dtype)
+    position = np.zeros(squares.shape, grid.dtype)
     for t in np.linspace(0, 1, TUBE_SAMPLES):
-        centre = np.array([np.interp(t, along, points[:, axis]) for axis in range(3)])
+        centre = np.array([np.interp(t, along, points[:, axis]) for axis in range(3)], grid.dtype)
         # |grid - centre|^2, multiplied out: a third of the time of subtracting first
         to_centre = np.sqrt(np.maximum(squares - 2 * np.tensordot(centre, grid, 1) + centre @ centre, 0))
-        to_sphere = to_centre - np.interp(t, along, radii)
+        to_sphere = to_centre - float(np.interp(t, along, radii))
         closer = to_sphere < distance
         distance[closer] = to_sphere[closer]
         position[closer] = t
     return distance, position
 
 
-def voxel_grid(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Array:
+def voxel_grid(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: DTypeLike = np.float64) -> Array:
     """Return the position of every voxel centre, [3, *S], with the origin in the middle of the volume."""
-    axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)]
+    axes = [((np.arange(n) - (n - 1) / 2) * step).astype(dtype) for n, step in zip(shape, spacing, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"))
 
 
-def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...], scale: float) -> Array:
+def smooth_field(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    scale: float,
+    dtype: DTypeLike = np.float64,
+) -> Array:
     """Return a smooth random field [*S] of mean 0 and deviation 1 that varies over lengths of about ``scale``.
 
     It is a cubic B-spline with independent normal coefficients, one every ``scale``.
     """
-    bases = [_spline_basis(np.arange(n) * step / scale) for n, step in zip(shape, spacing, strict=True)]
-    field = rng.standard_normal([basis.shape[1] for basis in bases])
+    bases = [_spline_basis(np.arange(n) * step / scale).astype(dtype) for n, step in zip(shape, spacing, strict=True)]
+    field = rng.standard_normal([basis.shape[1] for basis in bases]).astype(dtype)
     for basis in bases:  # each turn consumes the first axis and appends the fine one
         field = np.tensordot(field, basis, axes=(0, 1))
-    return (field - field.mean()) / max(float(field.std()), 1e-6)
+    field -= field.mean()
+    field /= max(float(field.std()), 1e-6)
+    return field
 
 
 def rotation(rng: np.random.Generator, max_degrees: float) -> Array:
@@ -90,5 +98,5 @@ def _spline_basis(positions: Array) -> Array:
     return np.where(away < 1, near, np.clip(2 - away, 0, None) ** 3 / 6)
 
 
-def _column(vector: Array) -> Array:
-    return np.asarray(vector, dtype=float)[:, None, None, None]
+def _column(vector: Array, grid: Array) -> Array:
+    return np.asarray(vector, dtype=grid.dtype)[:, None, None, None]

@@ -39,15 +39,17 @@ class Training:
     epochs: Count
     val_interval: Count  # epochs between validations
     batch_size: Count  # cases per step
+    spacing_mm: tuple[float, ...] | None  # voxel size that images are resampled to; None: as stored
     patch_size: tuple[int, ...]  # voxels
-    patches_per_case: Count
+    patches_per_case: Count  # so a step has batch_size * patches_per_case patches
     flip_axes: tuple[int, ...]  # spatial axes (in RAS) that may be mirrored without changing what the labels mean
     rotate_range_rad: tuple[float, ...]  # per axis, drawn from -r..r
     zoom_range: tuple[float, ...]  # per axis, drawn from 1-z..1+z
     translate_range_voxels: tuple[int, ...]  # per axis, drawn from -t..t
     inference_overlap: Share  # of neighbouring sliding windows, 0..1
+    cache_on_disk: bool  # the task is large: prepared cases are kept on disk, predictions stitched in the CPU's memory
     cache_rate: Share  # share of the cases kept in memory, 0..1
-    memory_gb: Positive  # what a training needs, measured
+    memory_gb: Positive  # what a step needs in float32, see bundlekit/memory.py
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,14 @@ class Task:
         per_axis = {"typical_spacing_mm": self.typical_spacing_mm}
         for name in ("patch_size", "rotate_range_rad", "zoom_range", "translate_range_voxels"):
             per_axis[name] = getattr(self.training, name)
+        if self.training.spacing_mm is not None:
+            per_axis["spacing_mm"] = self.training.spacing_mm
         for name, values in per_axis.items():
             if len(values) != n_axes:
                 raise fail(name, f"must have one value per axis ({n_axes})", values)
+        spacings = (*self.typical_spacing_mm, *(self.training.spacing_mm or ()))
+        if any(mm <= 0 for mm in spacings):
+            raise fail("spacing_mm", "must be above 0", spacings)
         if any(axis not in range(n_axes) for axis in self.training.flip_axes):
             raise fail("flip_axes", f"must be axes between 0 and {n_axes - 1}", self.training.flip_axes)
 

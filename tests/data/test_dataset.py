@@ -75,7 +75,7 @@ def test_unusable_folder_is_one_line_with_the_folder_the_fault_and_the_three_way
     assert str(folder) in text
     ways = (
         "data phantoms --task Task04_Hippocampus --out",
-        "DecathlonDataset",
+        "data download --task Task04_Hippocampus --out",
         "a folder of your own with dataset.json",
     )
     assert all(way in text for way in ways)

@@ -153,7 +153,7 @@ def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], message: str
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_every_task_has_phantoms_with_all_its_labels(task: Task) -> None:
-    image, label, affine = make_case(task, seed=0, i=0)
+    image, label, affine = make_case(task, seed=0, i=0, scale=0.1)
     assert image.ndim == 3 + (len(task.channels) > 1)
     assert image.shape[:3] == label.shape
     assert set(np.unique(label)) == set(range(len(task.labels)))
@@ -164,6 +164,7 @@ def ct_with_lesions() -> Task:
     """Return a made-up task: two channels, thick slices, and lesions in an organ, described by its row alone."""
     plain = {"rotation_deg": 0, "scale": 0, "shift_mm": 0, "bend_mm": 0, "bend_scale_mm": 10, "mirror": False}
     organ = {"shape": "ellipsoid", "centre": [0, 0, 0], "radii": [20, 15, 18], "labels": [1], "intensity": [60, 5]}
+    organ["name"] = "organ"
     lesion = {"shape": "ellipsoid", "centre": [0, 0, 0], "radii": [4, 4, 4], "labels": [2], "intensity": [20, 50]}
     return dataclasses.replace(
         TASK,
@@ -177,7 +178,7 @@ def ct_with_lesions() -> Task:
             "shape_jitter": 0,
             "pose": plain,
             "background": {"tissues": [[-100, 1], [40, 2]], "scale_mm": 12},
-            "structures": [organ, {**lesion, "inside": 1, "count": [2, 4]}],
+            "structures": [organ, {**lesion, "inside": "organ", "count": [2, 4]}],
             "contrast_jitter": 0.0,
             "noise": 2.0,
             "bias": 0.0,

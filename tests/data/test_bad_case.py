@@ -1,0 +1,176 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A bad case ends a run with one line, wherever it turns up: filling a cache, in an epoch, in a worker, on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd
+
+from monai_losses_ext.data.bad_case import CaseError, CaseLoader, CheckCased
+from monai_losses_ext.data.dataset import read_cases, training_cases, validation_cases
+from monai_losses_ext.data.phantoms import make_phantoms
+from monai_losses_ext.data.seeded import SeededCacheDataset, SeededPersistentDataset
+
+REPOSITORY = Path(__file__).parents[2]
+TRAIN = REPOSITORY / "bundles" / "msd_hippocampus_mri_segmentation" / "configs" / "train.json"
+NETWORK = (
+    "{'_target_': 'UNet', 'spatial_dims': 3, 'in_channels': 1, 'out_channels': 3, 'channels': [4, 8], 'strides': [2]}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_phantoms("Task04_Hippocampus", tmp_path / "Task04_Hippocampus", n_cases=5, scale=0.1)
+
+
+def transform(*more: Any) -> Compose:
+    """Return what a bundle does with a case first."""
+    keys = ["image", "label"]
+    load = [LoadImaged(keys, image_only=True), EnsureChannelFirstd(keys), CheckCased(num_classes=3, channels=1)]
+    return Compose([*load, *more, RandFlipd(keys, prob=0.5, spatial_axis=0)])
+
+
+def cut_off(path: str) -> str:
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(whole[: len(whole) // 2])
+    return "cannot be read"
+
+
+def with_seven(path: str) -> str:
+    volume = nib.load(path)
+    nib.save(nib.Nifti1Image(np.where(np.asarray(volume.dataobj) == 2, 7, 0).astype(np.uint8), volume.affine), path)
+    return "outside 0..2, the task's labels: 7"
+
+
+def with_nan(path: str) -> str:
+    volume = nib.load(path)
+    nib.save(nib.Nifti1Image(np.where(volume.get_fdata() > 1e9, 0, np.nan), volume.affine), path)
+    return "voxels that are NaN or infinite"
+
+
+def smaller(path: str) -> str:
+    volume = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(volume.dataobj)[1:], volume.affine), path)
+    return "has the shape 15 x 16 x 16; the image has 16 x 16 x 16"
+
+
+SPOIL = {"image": [cut_off, with_nan], "label": [cut_off, with_seven, smaller]}
+FAULTS = [(key, spoil) for key, ways in SPOIL.items() for spoil in ways]
+
+
+@pytest.mark.parametrize(("key", "spoil"), FAULTS)
+def test_error_names_the_case_the_file_the_fault_and_the_check(folder: Path, key: str, spoil: Any) -> None:
+    cases = read_cases(folder)
+    what = spoil(cases[3][key])
+    dataset = SeededCacheDataset(cases, transform(), cache_rate=0.0)
+    assert dataset[2]["image"].shape == (1, 16, 16, 16)
+    with pytest.raises(CaseError) as caught:
+        dataset[3]
+    text = str(caught.value)
+    assert text.startswith(f"case phantom_003: {cases[3][key]} ")
+    assert what in text
+    assert text.endswith(f"data check --dataset_dir {folder}")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("num_workers", [None, 2])
+def test_cache_that_meets_a_bad_case_stops_the_run(folder: Path, num_workers: int | None) -> None:
+    cases = read_cases(folder)
+    with_seven(cases[3]["label"])
+    with pytest.raises(SystemExit, match=r"^error: case phantom_003: .*labels: 7\. To find"):
+        SeededCacheDataset(cases, transform(), cache_rate=1.0, num_workers=num_workers, progress=False)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_loader_that_meets_a_bad_case_stops_the_run(folder: Path, num_workers: int, on_disk: bool) -> None:
+    cases = read_cases(folder)
+    cut_off(cases[3]["image"])
+    cache = folder.parent / "cache"
+    dataset = (
+        SeededPersistentDataset(cases, transform(), cache)
+        if on_disk
+        else SeededCacheDataset(cases, transform(), cache_rate=0.0)
+    )
+    loader = CaseLoader(dataset, batch_size=1, num_workers=num_workers)
+    assert len(loader) == 5
+    with pytest.raises(SystemExit, match=r"^error: case phantom_003: [^\n]* cannot be read[^\n]*$"):
+        list(loader)
+    if on_disk:  # nothing of the bad case is kept
+        assert len(list(cache.glob("*.pt"))) <= 4
+
+
+def test_file_that_vanished_is_named(folder: Path) -> None:
+    cases = read_cases(folder)
+    dataset = SeededPersistentDataset(cases, transform(), folder.parent / "cache")
+    Path(cases[0]["label"]).unlink()
+    with pytest.raises(CaseError, match=r"labelsTr/phantom_000\.nii\.gz is absent"):
+        dataset[0]
+
+
+def test_an_error_that_no_file_is_to_blame_for_is_left_alone(folder: Path) -> None:
+    def broken(_: Any) -> Any:
+        raise KeyError("a bug in a transform")
+
+    dataset = SeededCacheDataset(read_cases(folder), transform(broken), cache_rate=0.0)
+    with pytest.raises(RuntimeError) as caught:
+        dataset[0]
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_case_without_foreground_is_trained_on(folder: Path) -> None:
+    cases = read_cases(folder)
+    volume = nib.load(cases[0]["label"])
+    nib.save(nib.Nifti1Image(np.zeros(volume.shape, np.uint8), volume.affine), cases[0]["label"])
+    assert not SeededCacheDataset(cases, transform(), cache_rate=0.0)[0]["label"].any()
+
+
+def run(root: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Train with the bundle as a user does."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(TRAIN), "--bundle_root", str(root)]
+    common = ["--dataset_dir", str(folder), "--network_def", NETWORK, "--patch_size", "[16,16,16]"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
+    return subprocess.run(
+        [*command, *common, *options], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def stops_with_one_line(done: subprocess.CompletedProcess[str], case: dict[str, str], key: str) -> None:
+    """Check exit status and message."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert Path(case["image"]).name.removesuffix(".nii.gz") in line
+    assert case[key] in line
+    assert "data check --dataset_dir" in line
+
+
+def test_bad_case_of_a_cached_training_writes_no_model(folder: Path, tmp_path: Path) -> None:
+    case = training_cases(folder)[0]
+    with_nan(case["image"])
+    stops_with_one_line(run(tmp_path, folder), case, "image")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_bad_case_in_a_later_epoch_leaves_the_earlier_checkpoints(folder: Path, tmp_path: Path) -> None:
+    """Validated in epoch 2 only, and read in a worker: the state and the model of before stay whole."""
+    options = ["--cache_rate", "0.0", "--num_workers", "1", "--val_interval", "2"]
+    assert run(tmp_path, folder, *options, "--epochs", "2").returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model*.pt")}
+    assert {"model.pt", "model_final.pt"} <= set(before)
+    case = validation_cases(folder)[0]
+    cut_off(case["label"])
+    done = run(tmp_path, folder, *options, "--epochs", "2", "--ckpt_dir", str(tmp_path / "models"))
+    stops_with_one_line(done, case, "label")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model*.pt")} == before
+    assert torch.load(tmp_path / "models" / "training_state.pt", weights_only=False)
