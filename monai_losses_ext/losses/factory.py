@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai.losses
 import torch
 from torch import nn
 
@@ -45,9 +46,9 @@ def get_loss(
             weights are learned, and ``"weighting": "softmax"`` or ``{"type": "softmax", "floor": 0.1, ...}`` says how
             (see :class:`CompoundLoss`).
         device: where the loss's buffers and learned weights go.
-        defaults: arguments for every loss that takes them and whose config does not set them; ``lambda_...`` are
-            dropped. So a bundle's own flags (``sigmoid``, ``include_background``, ``batch``, ...) reach the loss that
-            replaces its own.
+        defaults: arguments for every loss that takes them and whose config does not set them; ``lambda_...`` and what
+            only another of MONAI's losses takes (``w_type``) are dropped. So a bundle's own flags (``sigmoid``,
+            ``include_background``, ``batch``, ...) reach the loss that replaces its own.
 
     Returns:
         A module called with ``(input, target)``.
@@ -69,8 +70,11 @@ def get_loss(
     single = [loss for name, loss in BY_NAME.items() if name != "compound"]
     known = sorted({key for loss in single for key in inspect.signature(loss).parameters})
     for key in defaults:
-        if key not in known:
+        if key not in known and not _is_monais(key):
             raise _checks.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
+    if defaults.get("other_act") is not None:
+        rule = "defaults must not have it: losses act on logits, with softmax or sigmoid"
+        raise _checks.fail("get_loss: other_act", rule, defaults["other_act"])
     loss = _build(config, "loss", defaults)
     return loss if device is None else loss.to(device)
 
@@ -181,6 +185,12 @@ def _weighted(
 def config_keys(loss_class: type[nn.Module]) -> list[str]:
     """Return the constructor's arguments that a config may set."""
     return [key for key in inspect.signature(loss_class).parameters if key not in NOT_IN_CONFIG]
+
+
+def _is_monais(key: str) -> bool:
+    """Return whether one of MONAI's losses has an argument of that name."""
+    classes = [value for value in vars(monai.losses).values() if inspect.isclass(value)]
+    return any(key in inspect.signature(loss_class).parameters for loss_class in classes)
 
 
 def _class_weight_keys(allowed: Sequence[str]) -> list[str]:

@@ -43,9 +43,8 @@ class TrackedRun:
         return {entry.path for entry in self.client.list_artifacts(self.run.info.run_id)}
 
 
-def only_run(store: str) -> TrackedRun:
-    """Return the one run that the bundle's experiment has in a store."""
+def only_run(store: str, experiment: str = "msd_hippocampus_mri_segmentation") -> TrackedRun:
+    """Return the one run that an experiment, by default the bundle's own, has in a store."""
     client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("msd_hippocampus_mri_segmentation")
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return TrackedRun(client, run)

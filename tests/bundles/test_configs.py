@@ -78,7 +78,7 @@ def test_network_keeps_the_patch_shape(bundle: Path) -> None:
 def test_inference_prepares_images_as_validation_does(bundle: Path) -> None:
     validation = workflow(bundle).parser.get("validate#preprocessing#transforms")
     inference = workflow(bundle, "inference").parser.get("preprocessing#transforms")
-    assert [{**step, "keys": "image"} for step in validation] == inference
+    assert [{**step, "keys": "image"} for step in validation if "keys" in step] == inference  # checks have none
 
 
 @pytest.mark.parametrize("start", ["elsewhere", "configs", "root"])
@@ -191,7 +191,7 @@ def test_errors_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> Non
     assert f"{bundle.resolve()}/data/Task04_Hippocampus" in error_of(bundle, "train")
     message = error_of(bundle, "train", dataset_dir=absent)
     assert absent in message
-    for way in ("data phantoms", "DecathlonDataset", "imagesTr"):
+    for way in ("data phantoms", "data download", "imagesTr"):
         assert way in message
     assert "'dice_ce'" in error_of(bundle, "train", dataset_dir=data, loss_config="dise_ce")
     assert absent in error_of(bundle, "evaluate", dataset_dir=data, ckpt_path=absent)

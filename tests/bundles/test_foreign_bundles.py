@@ -4,29 +4,78 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bundles.helpers import only_run
 from monai.bundle import ConfigWorkflow
 
+from monai_losses_ext.losses.factory import BY_NAME
+
 OVERLAYS = Path(__file__).parents[2] / "configs"
-# Two of the zoo's ways: classes of a label map with a softmax, and overlapping regions with a sigmoid.
+LOSSES = sorted((OVERLAYS / "losses").glob("*.json"))
+FIRST = {"_target_": "EnsureChannelFirstd", "keys": ["image", "label"]}
+SEGRESNET = {"_target_": "SegResNet", "init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+UNET = {"_target_": "UNet", "spatial_dims": 3, "channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch"}
+
+
+def relabelled(expression: str) -> list[dict[str, Any]]:
+    """Return the transforms that make the labels what an expression says."""
+    return [FIRST, {"_target_": "Lambdad", "keys": "label", "func": f"$lambda x: {expression}"}]
+
+
+# The zoo's ways: classes of a label map with a softmax, overlapping regions with a sigmoid, one structure with either.
 KINDS: dict[str, dict[str, Any]] = {
     "classes": {
         "loss": {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True, "lambda_ce": 0.5, "batch": True},
-        "label": [{"_target_": "EnsureChannelFirstd", "keys": ["image", "label"]}],
-        "out_channels": 3,
+        "label": [FIRST],
+        "network": {**SEGRESNET, "out_channels": 3},
+    },
+    "classes without background": {
+        "loss": {"_target_": "DiceFocalLoss", "to_onehot_y": True, "softmax": True, "include_background": False},
+        "label": [FIRST],
+        "network": {**UNET, "out_channels": 3},
+    },
+    "classes, generalized dice": {
+        "loss": {"_target_": "GeneralizedDiceLoss", "to_onehot_y": True, "softmax": True, "w_type": "simple"},
+        "label": [FIRST],
+        "network": {**UNET, "out_channels": 3},
+    },
+    "two channels": {
+        "loss": {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True, "squared_pred": True, "batch": True},
+        "label": relabelled("x > 0"),
+        "network": {**UNET, "out_channels": 2},
+    },
+    "one channel": {
+        "loss": {"_target_": "GeneralizedDiceFocalLoss", "sigmoid": True, "lambda_gdl": 0.5, "gamma": 1.0},
+        "label": relabelled("(x > 0).float()"),
+        "network": {**UNET, "out_channels": 1},
     },
     "regions": {
         "loss": {"_target_": "DiceLoss", "smooth_nr": 0, "smooth_dr": 1e-5, "sigmoid": True, "squared_pred": True},
+        "label": relabelled("torch.cat([x > 0, x > 1]).float()"),
+        "network": {**SEGRESNET, "out_channels": 2},
+    },
+    "regions of BraTS": {
+        "loss": {
+            "_target_": "DiceLoss",
+            "smooth_nr": 0,
+            "smooth_dr": 1e-5,
+            "squared_pred": True,
+            "to_onehot_y": False,
+            "sigmoid": True,
+        },
         "label": [
-            {"_target_": "EnsureChannelFirstd", "keys": ["image", "label"]},
-            {"_target_": "Lambdad", "keys": "label", "func": "$lambda x: torch.cat([x > 0, x > 1]).float()"},
+            {"_target_": "MapLabelValued", "keys": "label", "orig_labels": [0, 1, 2], "target_labels": [0, 2, 4]},
+            {"_target_": "ConvertToMultiChannelBasedOnBratsClassesd", "keys": "label"},
+            {"_target_": "CastToTyped", "keys": "label", "dtype": "$torch.float32"},  # MONAI's loss refuses bool
+            {"_target_": "EnsureChannelFirstd", "keys": "image"},
         ],
-        "out_channels": 2,
+        "network": {**SEGRESNET, "out_channels": 3},
     },
 }
 
@@ -40,14 +89,7 @@ def zoo_bundle(folder: Path, kind: str, dataset: Path) -> Path:
         "bundle_root": str(folder),
         "device": "$torch.device('cpu')",
         "cases": [{key: str(dataset / path) for key, path in case.items()} for case in cases[:2]],
-        "network_def": {
-            "_target_": "SegResNet",
-            "in_channels": 1,
-            "out_channels": parts["out_channels"],
-            "init_filters": 8,
-            "blocks_down": [1, 1],
-            "blocks_up": [1],
-        },
+        "network_def": {**parts["network"], "in_channels": 1},
         "network": "$@network_def.to(@device)",
         "loss": parts["loss"],
         "optimizer": {
@@ -64,6 +106,7 @@ def zoo_bundle(folder: Path, kind: str, dataset: Path) -> Path:
                     *parts["label"],
                     {"_target_": "CenterSpatialCropd", "keys": ["image", "label"], "roi_size": [16, 16, 16]},
                     {"_target_": "NormalizeIntensityd", "keys": "image"},
+                    {"_target_": "EnsureTyped", "keys": ["image", "label"]},
                 ],
             },
             "dataset": {"_target_": "Dataset", "data": "@cases", "transform": "@train#preprocessing"},
@@ -83,9 +126,83 @@ def zoo_bundle(folder: Path, kind: str, dataset: Path) -> Path:
         "run": ["$@train#trainer.run()"],
     }
     path = folder / "configs" / "train.json"
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     path.write_text(json.dumps(config))
     return path
+
+
+def trained(folder: Path, kind: str, dataset: Path, *overlays: Path, **overrides: Any) -> ConfigWorkflow:
+    """Return a bundle's finished training, with overlays; it must have moved the network."""
+    files = [str(zoo_bundle(folder, kind, dataset)), *map(str, overlays)]
+    workflow = ConfigWorkflow(files, logging_file=False, **overrides)
+    workflow.initialize()
+    network = workflow.parser.get_parsed_content("network")
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    workflow.run()
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    return workflow
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bundle_trains_by_itself(kind: str, dataset: Path, tmp_path: Path) -> None:
+    workflow = trained(tmp_path, kind, dataset, **{"train#trainer#max_epochs": 1})
+    assert type(workflow.parser.get_parsed_content("loss")).__module__.startswith("monai.losses.")
+
+
+@pytest.mark.parametrize("overlay", LOSSES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_overlay_trains_unedited(kind: str, overlay: Path, dataset: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # the volumes are too small to share
+    workflow = trained(tmp_path, kind, dataset, overlay, **{"train#trainer#max_epochs": 1})
+    loss = workflow.parser.get_parsed_content("loss")
+    config = json.loads(overlay.read_text())["loss_config"]
+    assert type(loss) is BY_NAME[config["type"]]
+    flags = KINDS[kind]["loss"]
+    value = workflow.parser.get_parsed_content("train#trainer").state.output[0]["loss"]
+    assert value > 0
+    for part in getattr(loss, "losses", [loss]):
+        assert activation(part) == ("sigmoid" if "sigmoid" in flags else "softmax")
+        takes = inspect.signature(type(part)).parameters
+        for name in {"include_background", "batch", "squared_pred"} & set(takes) & set(flags):
+            if name not in overlay.read_text():  # which would win
+                assert getattr(part, name) is flags[name]
+
+
+def test_schedule_of_an_overlay_runs(dataset: Path, tmp_path: Path) -> None:
+    workflow = trained(tmp_path, "regions", dataset, OVERLAYS / "losses" / "dice_focal_boundary.json")
+    weights = workflow.parser.get_parsed_content("loss").get_weights()
+    assert weights == {name: pytest.approx(w) for name, w in {"dice": 0.485, "focal": 0.485, "boundary": 0.03}.items()}
+
+
+def test_a_bundle_that_calls_its_loss_lossfn_needs_one_edit(dataset: Path, tmp_path: Path) -> None:
+    path = zoo_bundle(tmp_path, "classes", dataset)
+    path.write_text(path.read_text().replace('"loss":', '"lossfn":').replace('"@loss"', '"@lossfn"'))
+    overlay = tmp_path / "tversky.json"
+    text = (OVERLAYS / "losses" / "tversky.json").read_text()
+    overlay.write_text(text.replace('"loss#', '"lossfn#').replace('"+loss"', '"+lossfn"'))
+    workflow = ConfigWorkflow([str(path), str(overlay)], logging_file=False)
+    workflow.initialize()
+    workflow.run()
+    loss = workflow.parser.get_parsed_content("lossfn")
+    assert [type(loss), loss.beta, loss.batch] == [BY_NAME["tversky"], 0.7, True]
+    assert workflow.parser.get_parsed_content("train#trainer").loss_function is loss
+
+
+def test_tracking_and_mixed_precision(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With MONAI's own switch, whose names the overlay sets."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = f"sqlite:///{tmp_path}/runs.db"
+    overlays = [OVERLAYS / name for name in ("tracking.json", "mixed_precision.json")]
+    workflow = trained(tmp_path, "classes", dataset, *overlays, tracking="mlflow", tracking_uri=store)
+    assert workflow.parser.get_parsed_content("train#trainer").amp is True
+    run = only_run(store, json.loads(overlays[0].read_text())["experiment_name"])
+    assert set(run.history("train_loss")) == {1, 2, 3}
+
+
+def activation(loss: Any) -> str:
+    """Return the activation of our losses, or of those that are MONAI's."""
+    return getattr(loss, "activation", None) or ("sigmoid" if loss.sigmoid else "softmax")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,20 +1,33 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The overlays of ``configs/`` on a bundle, trained for an epoch or two."""
+"""The overlays of ``configs/``: every one on every bundle merges and resolves, and what each does in a training."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from bundles.helpers import REPOSITORY, bundle_run, only_run
+from monai.bundle import ConfigParser, ConfigWorkflow
 
+from monai_losses_ext.bundlekit.zoo import small_patch, unresolved
+from monai_losses_ext.data.phantoms import LEAST_VOXELS, make_phantoms
+from monai_losses_ext.data.tasks import TASKS, Task
 from monai_losses_ext.losses import boundary
+from monai_losses_ext.losses.factory import BY_NAME
 
-OVERLAYS = Path(__file__).parents[2] / "configs"
+OVERLAYS = REPOSITORY / "configs"
+FILES = [file.relative_to(OVERLAYS).as_posix() for file in sorted(OVERLAYS.rglob("*.json"))]
+NAMES = [name for name in FILES if not name.endswith(".schema.json")]
+LOSSES = [name for name in NAMES if name.startswith("losses/")]
+# As few trainings as touch every bundle and every overlay.
+PAIRS = [(list(TASKS.values())[i % len(TASKS)], NAMES[i % len(NAMES)]) for i in range(max(len(TASKS), len(NAMES)))]
 NETWORK = {
     "_target_": "UNet",
     "spatial_dims": 3,
@@ -23,6 +36,160 @@ NETWORK = {
     "channels": [2, 4],
     "strides": [2],
 }
+
+
+def content(name: str) -> dict[str, Any]:
+    """Return an overlay."""
+    return json.loads((OVERLAYS / name).read_text(encoding="utf-8"))
+
+
+def train_config(task: Task) -> str:
+    """Return the path of a committed bundle's training config."""
+    return str(REPOSITORY / "bundles" / task.bundle / "configs" / "train.json")
+
+
+def slots(overlay: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the name of each place that an overlay sets, without the notes; ``+name`` of a dictionary sets its keys."""
+    for key, value in overlay.items():
+        name = prefix + key.lstrip("+")
+        if key.startswith("+") and isinstance(value, dict):
+            yield from slots(value, f"{name}#")
+        elif key != "_note_":
+            yield name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overlay_says_what_it_is_and_sets_known_slots_alone(name: str) -> None:
+    """MONAI takes a misspelt name silently."""
+    overlay = content(name)
+    assert len(overlay["_note_"]) > 20
+    for task in TASKS.values():
+        config = ConfigParser(ConfigParser.load_config_file(train_config(task)))
+        assert [slot for slot in slots(overlay) if slot not in config] == []
+
+
+def test_slots_are_seen_at_any_depth() -> None:
+    overlay = {"_note_": "", "+loss": {"confg": 1, "device": 2}, "+train#handlers": [], "loss#_target_": "", "epoch": 1}
+    assert [*slots(overlay)] == ["loss#confg", "loss#device", "train#handlers", "loss#_target_", "epoch"]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_overlay_resolves_on_every_bundle(task: Task) -> None:
+    for name in NAMES:
+        parser = ConfigParser()
+        parser.read_config([train_config(task), str(OVERLAYS / name)])
+        assert [*unresolved(parser)] == [], name
+
+
+def test_every_loss_has_an_overlay_that_swaps_the_class_of_any_bundles_loss() -> None:
+    compounds = {"dice_focal_boundary", "compound_learnable"}
+    assert {Path(name).stem for name in LOSSES} == set(BY_NAME) - {"compound", "log_hausdorff_dt"} | compounds
+    for name in LOSSES:
+        assert content(name)["loss#_target_"] == "monai_losses_ext.get_loss"
+        assert content(name)["+loss"] == {"config": "@loss_config", "device": "@device"}
+
+
+def miniature(task: Task, out: Path, *overlays: str, **overrides: Any) -> ConfigWorkflow:
+    """Return one epoch of a task's committed bundle with overlays, on small phantoms; all it writes is in ``out``."""
+    network = {**task.training.network_def, "filters": [8] * len(task.training.network_def["filters"])}
+    files = [train_config(task), *(str(OVERLAYS / name) for name in overlays)]
+    small = {
+        "network_def": network,
+        "patch_size": small_patch(network, task.training.patch_size, LEAST_VOXELS),
+        "dataset_dir": str(make_phantoms(task, out / "data", 3, scale=1e-3)),
+        "output_dir": str(out / "output"),
+        "ckpt_dir": str(out / "models"),
+        "epochs": 1,
+        "is_not_rank0": True,  # which writes nothing
+        **overrides,
+    }
+    workflow = ConfigWorkflow(files, logging_file=False, **small)
+    workflow.initialize()
+    return workflow
+
+
+@pytest.mark.parametrize(("task", "name"), PAIRS, ids=lambda value: getattr(value, "bundle", value))
+def test_overlay_trains(task: Task, name: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # the volumes are too small to share
+    workflow = miniature(task, tmp_path, name)
+    weights = [w.detach().clone() for w in workflow.parser.get_parsed_content("network").parameters()]
+    workflow.run()
+    trained = workflow.parser.get_parsed_content("network").parameters()
+    assert any(not torch.equal(before, after) for before, after in zip(weights, trained, strict=True))
+    metrics = workflow.parser.get_parsed_content("train#trainer").state.metrics
+    assert torch.tensor([*metrics.values()]).isfinite().all()
+    config = content(name).get("loss_config")
+    if config is not None:
+        loss = workflow.parser.get_parsed_content("loss")
+        assert isinstance(loss, BY_NAME[config["type"]])
+
+
+def test_pairs_touch_everything() -> None:
+    assert {task.name for task, _ in PAIRS} == set(TASKS)
+    assert {name for _, name in PAIRS} == set(NAMES)
+
+
+def test_tracking_goes_where_the_overlay_says_for_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = f"sqlite:///{tmp_path}/runs.db"
+    task = TASKS["Task04_Hippocampus"]
+    workflow = miniature(task, tmp_path, "tracking.json", is_not_rank0=False, tracking_uri=store, batch_size=1)
+    assert content("tracking.json")["tracking_uri"].startswith("http://")
+    workflow.run()
+    run = only_run(store, content("tracking.json")["experiment_name"])
+    assert set(run.history("loss")) == {1}  # of the epoch
+    assert set(run.history("iteration_loss")) == {1, 2}  # of each step
+
+
+def test_smoke_run_is_short_and_leaves_trained_weights_alone(tmp_path: Path) -> None:
+    task = TASKS["Task04_Hippocampus"]
+    bundle = tmp_path / task.bundle
+    shutil.copytree(REPOSITORY / "bundles" / task.bundle, bundle, ignore=shutil.ignore_patterns("*.pt", "output"))
+    (bundle / "models" / "model.pt").write_text("trained")
+    data = make_phantoms(task, tmp_path / "data", 12, scale=1e-3)
+    files = [str(bundle / "configs" / "train.json"), str(OVERLAYS / "smoke.json")]
+    small = {"network_def": NETWORK, "patch_size": [16, 16, 16], "dataset_dir": str(data)}
+    workflow = ConfigWorkflow(files, logging_file=False, **small)
+    workflow.initialize()
+    get = workflow.parser.get_parsed_content
+    assert [len(get(f"{part}#dataset")) for part in ("train", "validate")] == [4, 2]
+    workflow.run()
+    assert get("train#trainer").state.epoch == 2
+    assert [path.name for path in (bundle / "models").glob("*.pt")] == ["model.pt"]
+    assert (bundle / "models" / "model.pt").read_text() == "trained"
+    assert (bundle / "output" / "smoke" / "models" / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_patch_of_the_smoke_run_is_legal(task: Task) -> None:
+    patch = content("smoke.json")["patch_size"]
+    with torch.device("meta"):
+        network = ConfigParser({"network": task.training.network_def}).get_parsed_content("network").train()
+        assert network(torch.empty(2, len(task.channels), *patch)).shape == (2, len(task.labels), *patch)
+
+
+def test_mixed_precision_is_the_trainers(tmp_path: Path) -> None:
+    """Without a GPU the trainer only says so; the switch itself reaches it."""
+    workflow = miniature(TASKS["Task04_Hippocampus"], tmp_path, "mixed_precision.json")
+    assert workflow.parser.get_parsed_content("train#trainer").amp is True
+    assert workflow.parser.get_parsed_content("amp") is False
+
+
+def test_loss_is_one_flag_of_the_command_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    """The text goes through the shell's and MONAI's own parsing, and over an overlay's loss."""
+    files = f"['{bundle / 'configs' / 'train.json'}','{OVERLAYS / 'losses' / 'dice.json'}']"
+    small = ["--network_def", str(NETWORK), "--patch_size", "[16,16,16]", "--epochs", "1"]
+    places = ["--dataset_dir", str(dataset), "--output_dir", str(tmp_path), "--ckpt_dir", str(tmp_path)]
+    text = "{'type': 'compound', 'components': [{'type': 'tversky', 'beta': 0.7}, {'type': 'focal'}]}"
+    printed = bundle_run(tmp_path, files, *small, *places, "--loss_config", text)
+    assert "loss_tversky: " in printed
+    assert "loss_focal: " in printed
+    ran = json.loads((tmp_path / "train_config.json").read_text())["loss_config"]
+    assert ran == {"type": "compound", "components": [{"type": "tversky", "beta": 0.7}, {"type": "focal"}]}
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        bundle_run(tmp_path, files, *small, *places, "--loss_config", text.replace("focal", "focl"))
+    (line,) = [line for line in caught.value.stderr.splitlines() if line.startswith("error: ")]
+    assert "Did you mean 'focal'?" in line
 
 
 def overlaid(bundle: Path, dataset: Path, out: Path, *overlays: str | Path, **overrides: Any) -> ConfigWorkflow:

@@ -32,9 +32,9 @@ def test_every_task_has_a_bundle_with_the_zoos_files(tmp_path: Path) -> None:
 
 
 def test_check_names_the_file_with_a_changed_byte(tmp_path: Path) -> None:
-    files = render(tmp_path)
+    render(tmp_path)
     assert check(tmp_path) == []
-    for path in files:
+    for path in sorted((tmp_path / get_task("Task04_Hippocampus").bundle).rglob("*.*")):
         original = path.read_bytes()
         path.write_bytes(original.replace(b"e", b"f", 1) if original else b"\n")
         assert check(tmp_path) == [f"{path}: differs from the template"]

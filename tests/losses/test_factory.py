@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import jsonschema
+import monai.losses
 import pytest
 import torch
 
@@ -127,6 +128,14 @@ def test_defaults_of_another_bundle_reach_the_losses_that_take_them():
     for unknown in ("sigmoyd", "learnable", "weighting"):
         with pytest.raises(ValueError, match=f"got '{unknown}'"):
             get_loss("dice", **{unknown: True})
+
+
+def test_what_only_another_of_monais_losses_takes_is_dropped_and_another_activation_refused():
+    monai.losses.GeneralizedDiceLoss(w_type="simple", softmax=True)  # it is an argument there
+    assert get_loss("dice", w_type="simple", batch=True).batch
+    with pytest.raises(ValueError, match="^get_loss: other_act: defaults must not have it"):
+        get_loss("dice", other_act=torch.tanh)
+    assert get_loss("dice", other_act=None).activation == "softmax"
 
 
 @pytest.mark.parametrize("name", ["dice", "focal", "dice_ce", "dice_focal", "cross_entropy", "tversky"])
