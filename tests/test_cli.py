@@ -53,6 +53,8 @@ def test_data_phantoms_writes_cases_and_says_where(tmp_path: Path, capsys: pytes
     out = tmp_path / "phantoms"
     assert main(["data", "phantoms", "--task", "Task04_Hippocampus", "--out", str(out), "--cases", "2"]) == 0
     assert len(read_cases(out)) == 2
+    assert main(["data", "phantoms", "--task", "Task04_Hippocampus", "--out", str(out), "--scale", "0.5"]) == 0
+    assert len(read_cases(out)) == 40
     printed = capsys.readouterr().out
     assert str(out) in printed
     assert "synthetic" in printed

@@ -67,6 +67,7 @@ class NamesBadCase:
     """
 
     data: Any
+    _failures: list[Exception] | None = None  # of the cache that is being filled
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -78,9 +79,27 @@ class NamesBadCase:
         with naming(self.data[index]):
             return super()._transform(index)  # type: ignore[misc]
 
+    def _fill_cache(self, indices: Any = None) -> list[Any]:
+        # Python aborts (SIGABRT) if it ends while threads still load cases: so let all come to rest, and raise then.
+        failures: list[Exception] = []
+        self._failures = failures
+        cache: list[Any] = super()._fill_cache(indices)  # type: ignore[misc]
+        self._failures = None
+        if failures:
+            raise failures[0]
+        return cache
+
     def _load_cache_item(self, idx: int) -> Any:
-        with naming(self.data[idx]):
-            return super()._load_cache_item(idx)  # type: ignore[misc]
+        failures = self._failures
+        if failures:
+            return None
+        try:
+            with naming(self.data[idx]):
+                return super()._load_cache_item(idx)  # type: ignore[misc]
+        except Exception as error:
+            if failures is None:
+                raise
+            failures.append(error)
 
 
 class CaseLoader(DataLoader):

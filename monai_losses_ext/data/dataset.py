@@ -122,5 +122,5 @@ def _case(folder: Path, section: str, i: int, entry: object) -> Case:
 
 def _error(folder: Path, what: str) -> DatasetError:
     """Build the one-line error; the task is guessed from the folder's name, as MSD names its folders."""
-    task = folder.name if folder.name in TASKS else next(iter(TASKS))
+    task = folder.name if folder.name in TASKS else "TASK"
     return DatasetError(f"dataset_dir: {folder}: {what}. {THREE_WAYS.format(task=task)}")

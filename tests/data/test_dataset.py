@@ -66,7 +66,7 @@ def test_cases_are_absolute_paths_in_the_order_of_the_file(tmp_path: Path, monke
 def test_unusable_folder_is_one_line_with_the_folder_the_fault_and_the_three_ways(
     tmp_path: Path, break_it: Any, message: str
 ) -> None:
-    folder = write_dataset(tmp_path / "data", ["a.nii.gz", "b.nii.gz"])
+    folder = write_dataset(tmp_path / "Task04_Hippocampus", ["a.nii.gz", "b.nii.gz"])
     break_it(folder)
     with pytest.raises(DatasetError, match=message) as caught:
         read_cases(folder)

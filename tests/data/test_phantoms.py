@@ -143,6 +143,8 @@ def test_another_dataset_is_never_written_over(tmp_path: Path) -> None:
         ({"task": "Task4"}, "task: must be one of"),
         ({"n_cases": 0}, "cases: must be a number of at least 1; got 0"),
         ({"seed": -1}, "seed: must be a number of at least 0; got -1"),
+        ({"scale": 0}, "scale: must be a number above 0 and at most 1; got 0"),
+        ({"scale": 1.5}, "scale: must be a number above 0 and at most 1; got 1.5"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
@@ -158,6 +160,58 @@ def test_every_task_has_phantoms_with_all_its_labels(task: Task) -> None:
     assert image.shape[:3] == label.shape
     assert set(np.unique(label)) == set(range(len(task.labels)))
     assert np.allclose(voxel_sizes(affine), task.typical_spacing_mm)
+
+
+def test_known_phantoms_never_change() -> None:
+    """Published results stand on them: what changes them changes the benchmark."""
+    image, label, _ = make_case(TASK, 1, 3)
+    numbers = np.random.default_rng(0).integers(0, image.size, 4)
+    assert image.shape == (36, 50, 35)
+    assert np.bincount(label.ravel()).tolist() == [60833, 1183, 984]
+    assert image.ravel()[numbers].tolist() == pytest.approx([55.132, 6.94, 15.938, 4.607], abs=0.001)
+
+
+def test_miniature_shows_the_whole_anatomy_at_the_tasks_voxel_size(tmp_path: Path) -> None:
+    task = get_task("Task09_Spleen")
+    (image, label, affine), (_, half, _) = (make_case(task, 0, 0, scale) for scale in (0.1, 0.25))
+    assert image.shape == label.shape == (51, 51, 16)  # 9 slices would be too few
+    assert np.abs(np.subtract(half.shape, (128, 128, 22))).max() <= 1
+    assert np.allclose(voxel_sizes(affine), task.typical_spacing_mm)
+    assert (label > 0).mean() == pytest.approx((half > 0).mean(), rel=0.4)
+    origins = [phantom_origin(make_phantoms(task, tmp_path / str(s), 1, scale=s)) for s in (0.1, 0.11)]
+    assert origins[0] != origins[1]
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.modality == "CT"])
+def test_ct_is_in_hounsfield_units_and_the_organs_lie_in_the_tasks_window(name: str) -> None:
+    task = TASKS[name]
+    image, label, _ = make_case(task, 0, 0, 0.2)
+    assert image.dtype == np.int16
+    assert np.percentile(image, 5) == pytest.approx(-1000, abs=60)  # air
+    low, high = task.intensity["low"], task.intensity["high"]
+    for value in range(1, len(task.labels)):
+        assert low < np.median(image[label == value]) < high
+
+
+def test_sequences_of_the_brain_differ_and_the_skull_is_stripped() -> None:
+    image, label, _ = make_case(get_task("Task01_BrainTumour"), 0, 0, 0.4)
+    means = {value: image[label == value].mean(axis=0) for value in range(4)}
+    flair, t1, t1gd, t2 = range(4)
+    assert means[1].argmax() in (flair, t2)  # oedema
+    assert means[3].argmax() == t1gd  # enhancing tumour
+    assert means[1][flair] > 1.5 * means[1][t1]
+    assert 0.5 < (image == 0).all(axis=-1).mean() < 0.95
+    assert not label[(image == 0).all(axis=-1)].any()
+
+
+def test_large_volumes_are_painted_in_blocks_as_small_ones_are_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = get_task("Task08_HepaticVessel")
+    at_once = make_case(task, 2, 0, 0.15)
+    monkeypatch.setattr("monai_losses_ext.data.canvas.BLOCK", 500)
+    monkeypatch.setattr("monai_losses_ext.data.canvas.STRIDE", 1)
+    in_blocks = make_case(task, 2, 0, 0.15)
+    assert np.array_equal(at_once[1], in_blocks[1])
+    assert np.abs(at_once[0].astype(int) - in_blocks[0]).max() <= 1
 
 
 def ct_with_lesions() -> Task:
