@@ -70,6 +70,8 @@ class Limits(NamedTuple):
 
     def words(self) -> str:
         """Return the limits as an error message says them."""
+        if self.maximum < math.inf and self.above > -math.inf:
+            return f" above {self.above:g} and at most {self.maximum:g}"
         if self.maximum < math.inf:
             return f" between {self.minimum:g} and {self.maximum:g}"
         if self.above > -math.inf:

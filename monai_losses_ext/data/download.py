@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from monai.apps import DecathlonDataset, download_and_extract
+from monai.apps import DecathlonDataset, download_url, extractall
 
 from monai_losses_ext.data.dataset import DatasetError, read_cases
 from monai_losses_ext.data.tasks import Task, get_task
@@ -45,7 +45,8 @@ def download(task: str | Task, out_dir: str | Path) -> Path:
         print(f"{task.name}: {size:.2f} GB from {address}, licence {task.licence} ({task.licence_url})", flush=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
-        download_and_extract(address, archive, out_dir, checksum, "md5")
+        download_url(address, archive, checksum, "md5")
+        extractall(archive, out_dir)
     except (RuntimeError, ValueError) as error:  # a checksum that differs
         raise ValueError(f"download: {archive} is damaged; delete it and try again ({error}).") from error
     read_cases(folder)
