@@ -91,9 +91,9 @@ class _Softmax:
         scratch, (tiles, num_classes, length) = chunk.scratch, chunk.logits.shape
         self.chunk = chunk
         highest = torch.amax(chunk.logits, 1, keepdim=True, out=scratch("highest", tiles, 1, length))
-        # One operation for the product and the difference. The rounding of highest / ln 2 is the same for all classes.
-        shifted = scratch("shifted", tiles, num_classes, length)
-        self.log2_shifted = torch.add(highest.mul_(-LOG2_E), chunk.logits, alpha=LOG2_E, out=shifted)
+        # The difference first: exactly 0 for the highest, so that no log-probability rounds to more than 0.
+        shifted = torch.sub(chunk.logits, highest, out=scratch("shifted", tiles, num_classes, length))
+        self.log2_shifted = shifted.mul_(LOG2_E)
         if with_log:  # finite, since 0 times -inf, of a class that a logit of -inf has ruled out, is not 0
             self.log2_shifted.clamp_min_(torch.finfo(shifted.dtype).min / 2)
         self.p = torch.exp2(self.log2_shifted, out=scratch("p", *shifted.shape) if with_log else shifted)

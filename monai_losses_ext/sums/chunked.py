@@ -97,10 +97,11 @@ def _empty_gradient(logits: Tensor) -> Tensor:
     size = logits.numel() * logits.element_size()
     if logits.device.type != "cpu" or not logits.is_contiguous() or size < 2**24 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty_like(logits)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
+    with contextlib.suppress(OSError):  # a kernel without huge pages, or no memory, which torch says better
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=logits.dtype).view(logits.shape)
+        return torch.frombuffer(memory, dtype=logits.dtype).view(logits.shape)
+    return torch.empty_like(logits)
 
 
 def _accumulation_dtype(logits: Tensor) -> torch.dtype:
@@ -172,7 +173,9 @@ def _chunk_length(logits: Tensor) -> tuple[int, int]:
     num_tiles = torch.get_num_threads()
     elements = min(num_tiles * TILE_ELEMENTS, max(MIN_CHUNK_ELEMENTS, logits.numel() // MIN_CHUNKS))
     length = max(1, elements // per_voxel)
-    return max(1, length // num_tiles) * num_tiles, num_tiles
+    if logits.ndim == 3 and length > num_tiles:  # voxels, not slices, which would be many times a tile
+        length -= length % num_tiles
+    return length, num_tiles
 
 
 def _tiled(values: Tensor, tiles: int) -> Tensor:

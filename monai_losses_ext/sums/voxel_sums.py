@@ -48,7 +48,7 @@ def voxel_sums(
 
     Returns:
         One ``[B, C]`` tensor per term, differentiable once with respect to ``input``: float64 for float64 input,
-        float32 otherwise, whatever autocast says. The same input gives the same bits.
+        float32 otherwise, whatever autocast says. The same input gives the same bits, on a CPU with as many threads.
 
     Raises:
         ValueError: for an unknown term or activation, a backend that is unknown or cannot do this, and (on a CPU) for

@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from voxel_problems import problem, terms_of, value_and_gradient
 
 from monai_losses_ext.sums import chunked, voxel_sums
+from monai_losses_ext.sums.terms import focal
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}
 SHAPES = [(7,), (5, 6), (3, 4, 5)]
@@ -126,6 +127,32 @@ def test_layouts_give_the_same_numbers(target_kind):
             assert type(value) is torch.Tensor
             torch.testing.assert_close(value, expected[term], rtol=1e-6, atol=1e-5)
         torch.testing.assert_close(torch.as_tensor(other), gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_gradient_of_confident_voxels(gamma):
+    """Where p rounds to 1, (1 - p)^(gamma - 1) must not meet a 1 - p of zero or less."""
+    x = torch.randn(1, 2, 5000) * 20 + torch.linspace(-60, 60, 5000)
+    labels = x.argmax(1)
+    gradients = []
+    for logits, backend in ((x, "chunked"), (x.double(), "reference")):
+        logits = logits.clone().requires_grad_()
+        voxel_sums(logits, labels, [focal(gamma)], backend=backend)[focal(gamma)].sum().backward()
+        gradients.append(logits.grad.double())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, -3e38, 3e38])
+def test_logits_near_the_largest_number(value):
+    x = torch.zeros(1, 3, 4)
+    x[:, 0] = value
+    labels = torch.tensor([[1, 2, 1, 2]]) if value < 0 else torch.zeros(1, 4, dtype=torch.long)
+    names = ["pred", "tp", "ce"]
+    sums, expected = (voxel_sums(x, labels, names, backend=backend) for backend in ("chunked", "reference"))
+    for term in sums:
+        torch.testing.assert_close(sums[term], expected[term], rtol=1e-6, atol=1e-6)
+    same = voxel_sums(torch.full_like(x, value), labels, ["pred"])["pred"]
+    torch.testing.assert_close(same, torch.full((1, 3), 4 / 3))
 
 
 def test_expanded_logits_get_a_gradient():

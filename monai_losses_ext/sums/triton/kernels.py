@@ -62,7 +62,8 @@ def load(
             row = tl.load(target + voxels * t_v, mask=kept, other=0).to(tl.float32)
             kept = kept & (row != IGNORE_INDEX)
         if IGNORE == "channel":
-            row = tl.load(target + t_c * IGNORE_INDEX + voxels * t_v, mask=kept, other=0).to(tl.float32)
+            channel = target + tl.full([], IGNORE_INDEX, tl.int64) * t_c
+            row = tl.load(channel + voxels * t_v, mask=kept, other=0).to(tl.float32)
             kept = kept & (row <= 0.5)
         if IGNORE == "value" or IGNORE == "value_or_empty":
             kept = kept & (tl.sum(((g == IGNORE_INDEX) & inside).to(tl.int32), 0) == 0)
