@@ -98,7 +98,7 @@ def mirrors(axes: Sequence[int]) -> list[list[int]]:
 
 
 def cache_gb(task: Task) -> int:
-    """Return the most that the cases to train on take on disk: float32 images and one byte of label per voxel."""
+    """Return about what the cases to train on take on disk: float32 images and one byte of label per voxel."""
     stored = task.typical_spacing_mm
     spacing = task.training.spacing_mm or stored
     voxels = math.prod(n * mm / new for n, mm, new in zip(task.typical_shape, stored, spacing, strict=True))

@@ -142,7 +142,7 @@ def _blame(error: BaseException, case: Case) -> tuple[str | None, str]:
             return cause.key, cause.what
         cause = cause.__cause__
     for key in ("image", "label"):
-        read_or_reason = read(case[key])
+        read_or_reason = read(case[key]) if key in case else None
         if isinstance(read_or_reason, str):
             return key, read_or_reason
     return None, ""

@@ -57,8 +57,8 @@ class SeededCacheDataset(_Seeded, CacheDataset):
 class SeededPersistentDataset(_Seeded, PersistentDataset):
     """MONAI's PersistentDataset, on disk, with random transforms that depend on seed, epoch and case alone.
 
-    A case is prepared once and kept in ``cache_dir``, under a name that changes with the transforms and with the size
-    and time of the case's files, so that nothing stale is used.
+    A case is prepared once and kept in ``cache_dir``, under a name that changes with the transforms' arguments and with
+    the size and time of the case's files, so that nothing stale is used. A file that was cut short is made again.
 
     Args:
         data: cases, dictionaries of paths.
@@ -73,6 +73,16 @@ class SeededPersistentDataset(_Seeded, PersistentDataset):
         # The files are this training's own, so they may hold more than weights: the images' affines.
         stored = {"hash_func": file_hash, "hash_transform": pickle_hashing, "track_meta": True, "weights_only": False}
         super().__init__(data, transform, cache_dir or None, seed=seed, **stored)
+
+    def _cachecheck(self, case: Any) -> Any:
+        try:
+            return super()._cachecheck(case)
+        except (EOFError, OSError, RuntimeError):
+            file = self.cache_dir and self.cache_dir / f"{self.hash_func(case).decode()}{self.transform_hash}.pt"
+            if not file or not file.is_file():
+                raise
+            file.unlink()  # cut short by a crash or a full disk
+            return super()._cachecheck(case)
 
 
 def file_hash(case: Mapping[str, Any]) -> bytes:

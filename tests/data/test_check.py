@@ -20,7 +20,7 @@ from monai_losses_ext.data.dataset import DatasetError, read_cases
 from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.data.tasks import TASKS, Task
 
-REAL_DATA = Path(os.environ.get("TASK04_DIR", Path(__file__).parents[3] / "shared" / "data" / "Task04_Hippocampus"))
+REAL_DATA = Path(os.environ.get("TASK04_DIR", "Task04_Hippocampus"))
 CASE = "phantom_001"
 
 

@@ -20,7 +20,7 @@ from monai_losses_ext.data.dataset import (
     validation_cases,
 )
 
-REAL_DATA = Path(os.environ.get("TASK04_DIR", Path(__file__).parents[3] / "shared" / "data" / "Task04_Hippocampus"))
+REAL_DATA = Path(os.environ.get("TASK04_DIR", "Task04_Hippocampus"))
 
 
 def write_dataset(folder: Path, names: list[str], index: Any = None) -> Path:

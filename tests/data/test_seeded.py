@@ -61,6 +61,18 @@ def test_changed_transforms_and_changed_files_are_prepared_anew(cases: list[dict
     assert torch.equal(first(), torch.full((1, 4, 4, 4), 0.5))
 
 
+@pytest.mark.parametrize("kept_share", [0.0, 0.5])
+def test_a_file_that_was_cut_short_is_made_again(
+    cases: list[dict[str, str]], tmp_path: Path, kept_share: float
+) -> None:
+    before = SeededPersistentDataset(cases[:1], steps(), tmp_path / "cache")[0]["image"]
+    (file,) = (tmp_path / "cache").iterdir()
+    size = file.stat().st_size
+    os.truncate(file, int(kept_share * size))
+    assert torch.equal(SeededPersistentDataset(cases[:1], steps(), tmp_path / "cache")[0]["image"], before)
+    assert file.stat().st_size == size
+
+
 def test_another_process_finds_what_was_prepared(cases: list[dict[str, str]], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     SeededPersistentDataset(cases[:1], steps(), cache)[0]
