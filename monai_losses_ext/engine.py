@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from monai_losses_ext._checks import fail, nearest
 from monai_losses_ext.data.dataset import read_cases
+from monai_losses_ext.data.tasks import stride_product
 from monai_losses_ext.losses.base import DISTANCE, LABEL
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.factory import get_loss
@@ -46,11 +47,12 @@ def check_inputs(
 
     Raises:
         SystemExit: with one line that says what is wrong: a name on the command line that nothing in the config uses,
-            a dataset or checkpoint that is not there, weights of another network, a loss or a weight schedule that
-            cannot be built.
+            a patch that the network cannot take, a dataset or checkpoint that is not there, weights of another network,
+            a loss or a weight schedule that cannot be built.
     """
     try:
         check_names()
+        check_patch_size()
         read_cases(dataset_dir)
         if loss_config is not None:
             check_schedules(get_loss(loss_config))
@@ -58,6 +60,23 @@ def check_inputs(
             check_weights(checkpoint, network)
     except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def check_patch_size() -> None:
+    """Check that the running config's network can take its patch; networks without ``strides`` are not checked.
+
+    Raises:
+        ValueError: one line with the nearest patch that it can take.
+    """
+    parser = running_workflow().parser
+    network_def, patch = parser.get("network_def"), parser.get("patch_size")
+    strides = network_def.get("strides") if isinstance(network_def, Mapping) else None
+    if not isinstance(strides, list) or not isinstance(patch, list):
+        return
+    product = stride_product(strides, len(patch))
+    if any(n % step for n, step in zip(patch, product, strict=True)):
+        near = [step * max(1, round(n / step)) for n, step in zip(patch, product, strict=True)]
+        raise fail("patch_size", f"must be multiples of {product}, the product of the strides", patch, f" Try {near}.")
 
 
 def check_schedules(loss: nn.Module) -> None:

@@ -20,6 +20,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
 from monai_losses_ext._checks import nearest
+from monai_losses_ext.data.tasks import stride_product
 
 SCHEMA = Path(__file__).with_name("metadata.schema.json")
 # The config files of each workflow, in the order in which they are merged.
@@ -130,10 +131,7 @@ def small_patch(network_def: dict[str, Any], patch_size: tuple[int, ...], least:
     """
     if "strides" not in network_def:
         return patch_size
-    product = [1] * len(patch_size)
-    for strides in network_def["strides"]:
-        per_axis = strides if isinstance(strides, list) else [strides] * len(product)
-        product = [n * stride for n, stride in zip(product, per_axis, strict=True)]
+    product = stride_product(network_def["strides"], len(patch_size))
     patch = [n * math.ceil(least / n) for n in product]
     if patch == product:
         patch[0] *= 2

@@ -9,6 +9,7 @@ task is a new row.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -162,3 +163,12 @@ def get_task(name: str) -> Task:
         ValueError: if there is none, with the names there are and the nearest one.
     """
     return TASKS[one_of("task", name, TASKS)]
+
+
+def stride_product(strides: Sequence[int | Sequence[int]], n_axes: int) -> list[int]:
+    """Return the factor by which a network with ``strides`` shrinks each axis: its patch must be a multiple of it."""
+    product = [1] * n_axes
+    for stride in strides:
+        per_axis = [stride] * n_axes if isinstance(stride, int) else stride
+        product = [n * step for n, step in zip(product, per_axis, strict=True)]
+    return product

@@ -221,6 +221,11 @@ def test_misspelt_option_is_refused_with_the_nearest_name(bundle: Path) -> None:
     assert "'--ckpt_pth'. Did you mean 'ckpt_path'?" in error_of(bundle, "evaluate", ckpt_pth="x")
 
 
+def test_patch_that_the_network_cannot_take_is_refused_with_the_nearest(bundle: Path) -> None:
+    message = error_of(bundle, "train", patch_size=[40, 36, 30])
+    assert "patch_size: must be multiples of [8, 8, 8]" in message and "Try [40, 32, 32]." in message
+
+
 def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
