@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, verify_net_in_out
@@ -224,6 +226,14 @@ def test_misspelt_option_is_refused_with_the_nearest_name(bundle: Path) -> None:
 def test_patch_that_the_network_cannot_take_is_refused_with_the_nearest(bundle: Path) -> None:
     message = error_of(bundle, "train", patch_size=[40, 36, 30])
     assert "patch_size: must be multiples of [8, 8, 8]" in message and "Try [40, 32, 32]." in message
+
+
+def test_image_of_other_channels_is_refused_by_inference_with_its_name(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    for name, shape in (("a", (9, 8, 7)), ("b", (9, 8, 7, 2))):
+        nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
+    assert f"must be 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
 
 
 def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:
