@@ -34,7 +34,7 @@ from monai_losses_ext.sums.chunk import (
 # Elements (voxels times classes) that a thread works on at a time; a GPU wants few launches instead.
 TILE_ELEMENTS = 2**19
 CHUNK_ELEMENTS_ELSEWHERE = 2**24
-# A chunk has up to four buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it.
+# A chunk has up to five buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it.
 MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 24, 2**16
 
 
@@ -164,8 +164,8 @@ def _chunk_length(logits: Tensor) -> tuple[int, int]:
 
     On a CPU a chunk has a tile for each thread. Torch splits the outermost axis among its threads, so whatever the
     operation, a thread meets the voxels that lie in its own core's cache. Without tiles it splits the classes of
-    ``[C, N]`` in one operation and the voxels in the next, and the volume moves from core to core: three times slower
-    where these do not share a cache.
+    ``[C, N]`` in one operation and the voxels in the next, and the volume moves from core to core, which took up to
+    three times as long on two virtual cores.
     """
     per_voxel = max(1, logits.shape[1] * math.prod(logits.shape[3:]))
     if logits.device.type != "cpu":
