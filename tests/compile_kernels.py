@@ -34,6 +34,8 @@ SUMS = [
     (PLAIN, "none", 256, torch.float32, torch.float64, False, 1, False),
     (["pred_sq", "ref"], "none", 4, torch.float32, torch.int16, True, 0, False),
 ]
+# Samples and space. A number that is 1 is compiled in: one voxel, as the first trial on a machine has, and one block.
+SHAPES = [(2, 32, 30, 28), (1, 1, 1, 1), (1, 5, 4, 3)]
 # spatial shape, classes, labels, whether they are masks
 DISTANCE = [((128, 128, 64), 3, torch.uint8, False), ((500, 37), 2, torch.float64, True), ((9,), 2, torch.int64, False)]
 
@@ -41,14 +43,16 @@ DISTANCE = [((128, 128, 64), 3, torch.uint8, False), ((500, 37), 2, torch.float6
 def compile_sums():
     from monai_losses_ext.sums import triton as backend
 
-    for terms, activation, num_classes, dtype, target_dtype, is_dense, ignore, channels_last in SUMS:
-        x = torch.empty(2, num_classes, 32, 30, 28, dtype=dtype, device="cuda")
+    problems = [(SHAPES[0], case) for case in SUMS] + [(SHAPES[1], SUMS[0]), (SHAPES[2], SUMS[3])]
+    for (batch, *space), case in problems:
+        terms, activation, num_classes, dtype, target_dtype, is_dense, ignore, channels_last = case
+        x = torch.empty(batch, num_classes, *space, dtype=dtype, device="cuda")
         x = x.to(memory_format=torch.channels_last_3d) if channels_last else x
-        target = torch.empty(2, num_classes if is_dense else 1, 32, 30, 28, dtype=target_dtype, device="cuda")
+        target = torch.empty(batch, num_classes if is_dense else 1, *space, dtype=target_dtype, device="cuda")
         distance = torch.empty_like(x, dtype=torch.float32) if "surface" in terms else None
         sums = backend.forward(x, target, distance, terms, activation, ignore)
         gradient = backend.backward(sums, x, target, distance, terms, activation, ignore)
-        assert sums.shape == (len(terms), 2, num_classes) and gradient.stride() == x.stride()
+        assert sums.shape == (len(terms), batch, num_classes) and gradient.stride() == x.stride()
 
 
 def compile_distance():
@@ -70,7 +74,7 @@ def stack_bytes(kernel):
 
 def compile_only(run):
     def compiled(kernel, *args, grid, warmup, **kwargs):
-        args = [MockTensor(arg.dtype, list(arg.shape)) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        args = [MockTensor(arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in args]
         result = run(kernel, *args, grid=grid, warmup=True, **kwargs)
         print(kernel.fn.__name__, stack_bytes(result), flush=True)
         return result

@@ -1,18 +1,14 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m monai_losses_ext.benchmark``: measure speed and memory into a JSON, write the docs' tables from it."""
+"""``python -m monai_losses_ext.benchmark``: measure speed and memory into a JSON, write tables and pictures from it."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +17,22 @@ from tqdm import tqdm
 
 from monai_losses_ext import _checks
 from monai_losses_ext.benchmark import cuda
+from monai_losses_ext.benchmark.about import about_run
 from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
 from monai_losses_ext.benchmark.distance import measure_compounds, measure_epoch, measure_maps
 from monai_losses_ext.benchmark.losses import measure_losses
 from monai_losses_ext.benchmark.memory import measure_memory
 from monai_losses_ext.benchmark.quality import measure_quality
-from monai_losses_ext.benchmark.report import write_tables
+from monai_losses_ext.benchmark.report import write_report
 from monai_losses_ext.benchmark.speed import measure_speed_alone
+from monai_losses_ext.benchmark.step import STEP_TASKS, measure_steps
+from monai_losses_ext.data.tasks import TASKS
 
-SUITES = (
-    "speed: time and memory; distance: what distance maps cost; quality: evaluate a trained bundle; "
-    "losses: train a bundle with several losses and compare them; "
-    "report: write the docs' tables from the JSON"
-)
-# Memory is measured where the losses differ in kind, and at the size that matters least to noise.
-MEMORY_CASES = [(loss, shape) for loss in ("dice", "dice_ce", "dice_focal_ce") for shape in ("2x3x96^3", "2x14x96^3")]
+# Losses and shapes. On a CPU where losses differ in kind; on a GPU where memory decides whether a training runs at all.
+MEMORY_CASES = {
+    "cpu": (("dice", "dice_ce", "dice_focal_ce"), ("2x3x96^3", "2x14x96^3")),
+    "cuda": (("dice_ce",), ("1x118x128^3",)),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,26 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.suite == "report":
-        print(*write_tables(Path()), sep="\n")
+        print(*write_report(Path()), sep="\n")
         return 0
-    if arguments.suite in ("quality", "losses"):
-        return _trained(arguments)
     torch.set_num_threads(arguments.threads)
-    if arguments.suite == "distance":
-        return _distance(arguments)
-    if arguments.device == "cuda":
-        return _cuda(arguments)
-    losses, shapes = _cases(arguments, loss_pairs(), SHAPES)
-    cases = [(loss, shape) for shape in shapes for loss in losses]
-    result: dict[str, Any] = {"about": _about(arguments), "speed": [], "memory": []}
-    for loss, shape in tqdm(cases, desc="speed"):
-        row = measure_speed_alone(loss, shape, arguments.repeats, arguments.seed, arguments.threads)
-        result["speed"].append(row)
-    for loss, shape in tqdm(
-        [case for case in MEMORY_CASES if case in cases and not arguments.no_memory], desc="memory"
-    ):
-        result["memory"].append(measure_memory(loss, shape, arguments.seed))
-    return _write(arguments, result, "speed--cpu.json")
+    run, _ = SUITES[arguments.suite]
+    return run(arguments)
 
 
 def _write(arguments: argparse.Namespace, result: dict[str, Any], default: str) -> int:
@@ -80,23 +62,46 @@ def _write(arguments: argparse.Namespace, result: dict[str, Any], default: str) 
     return 0
 
 
-def _cases(arguments: argparse.Namespace, losses: Collection[str], shapes: Collection[str]) -> list[list[str]]:
-    """Return the losses and shapes that were asked for, all by default, of those that the device's suite has."""
-    cases = []
-    for name, chosen, known in (("--losses", arguments.losses, losses), ("--shapes", arguments.shapes, shapes)):
-        cases.append([_checks.one_of(f"{name} on {arguments.device}", value, known) for value in chosen or known])
-    return cases
+def _about(arguments: argparse.Namespace) -> dict[str, Any]:
+    return about_run(arguments.device, arguments.threads, arguments.seed)
 
 
-def _cuda(arguments: argparse.Namespace) -> int:
-    """Measure time and memory on the GPU."""
-    losses, shapes = _cases(arguments, cuda.CUDA_LOSSES, cuda.CUDA_SHAPES)
-    if not torch.cuda.is_available():
+def _chosen(
+    option: str, values: Sequence[str] | None, known: Collection[str], default: Collection[str] = ()
+) -> list[str]:
+    """Return what was asked for, of what the suite knows, or the default, or all."""
+    return [_checks.one_of(option, value, known) for value in values or default or known]
+
+
+def _cases(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return the losses and shapes that were asked for, of those that the device's suite has."""
+    device = arguments.device
+    losses, shapes = (cuda.CUDA_LOSSES, cuda.CUDA_SHAPES) if device == "cuda" else (tuple(loss_pairs()), SHAPES)
+    defaults: tuple[Collection[str], Collection[str]] = ((), ())
+    if arguments.suite == "memory":
+        losses = tuple(loss for loss in losses if loss in loss_pairs() and loss != "floor")
+        defaults = MEMORY_CASES[device]
+    chosen_losses = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
+    chosen_shapes = _chosen(f"--shapes on {device}", arguments.shapes, shapes, defaults[1])
+    _check_device(device)
+    return chosen_losses, chosen_shapes
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device cuda: this torch sees no GPU.")
-    if arguments.memory_gib is not None:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_gib * 2**30 / total))
-    return _write(arguments, measure_on("cuda", losses, shapes, arguments), "speed--cuda.json")
+
+
+def _speed(arguments: argparse.Namespace) -> int:
+    """Measure time; on a GPU memory as well."""
+    losses, shapes = _cases(arguments)
+    if arguments.device == "cuda":
+        return _write(arguments, measure_on("cuda", losses, shapes, arguments), "speed--cuda.json")
+    result: dict[str, Any] = {"about": _about(arguments), "speed": []}
+    for loss, shape in tqdm([(loss, shape) for shape in shapes for loss in losses], desc="speed"):
+        row = measure_speed_alone(loss, shape, arguments.repeats, arguments.seed, arguments.threads)
+        result["speed"].append(row)
+    return _write(arguments, result, "speed--cpu.json")
 
 
 def measure_on(
@@ -104,9 +109,7 @@ def measure_on(
 ) -> dict[str, Any]:
     """Return what ``speed--cuda.json`` holds; on a CPU all but the peaks of memory."""
     bandwidth = cuda.measure_bandwidth(device)
-    about = {**_about(arguments), "memory_gib": arguments.memory_gib, "copy_gb_per_s": round(bandwidth / 1e9, 1)}
-    if device == "cuda":
-        about |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": version("triton")}
+    about = {**_about(arguments), "copy_gb_per_s": round(bandwidth / 1e9, 1)}
     result: dict[str, Any] = {"about": about, "maps": [], "speed": []}
     rounds = (arguments.repeats, arguments.seed, device)
     if "2x3x128^3" in shapes:
@@ -116,39 +119,41 @@ def measure_on(
     return result
 
 
+def _memory(arguments: argparse.Namespace) -> int:
+    """Measure the peak of memory; on a GPU also what runs where there is little of it."""
+    losses, shapes = _cases(arguments)
+    result: dict[str, Any] = {"about": _about(arguments), "memory": []}
+    for loss, shape in tqdm([(loss, shape) for loss in losses for shape in shapes], desc="memory"):
+        if arguments.device == "cuda":
+            row = cuda.measure_budget(loss, shape, arguments.memory_gib, arguments.seed, "cuda")
+        else:
+            row = measure_memory(loss, shape, arguments.seed)
+        result["memory"].append(row)
+    return _write(arguments, result, f"memory--{arguments.device}.json")
+
+
+def _step(arguments: argparse.Namespace) -> int:
+    """Measure the share of a training step that its loss takes."""
+    tasks = _chosen("--tasks", arguments.tasks, TASKS, STEP_TASKS)
+    _check_device(arguments.device)
+    result: dict[str, Any] = {"about": _about(arguments), "step": []}
+    for task in tqdm(tasks, desc="step"):
+        result["step"] += measure_steps(task, arguments.device, arguments.repeats, arguments.seed)
+    return _write(arguments, result, f"step--{arguments.device}.json")
+
+
 def _distance(arguments: argparse.Namespace) -> int:
     """Measure maps by every backend, the loss's term, and, where there is data, a training's epoch."""
+    shapes = [shape for shape in _chosen("--shapes on cpu", arguments.shapes, SHAPES) if shape != "16x2x512^2"]
     rows = [
         measure_maps("2x3x96^3", backend, arguments.repeats, arguments.seed)
         for backend in tqdm(("edt", "scipy"), desc="maps")
     ]
-    shapes = [shape for shape in _cases(arguments, loss_pairs(), SHAPES)[1] if shape != "16x2x512^2"]
     for shape in tqdm(shapes, desc="compounds"):
         rows += measure_compounds(shape, arguments.repeats, arguments.seed)
     if arguments.dataset_dir is not None:
         rows.append(measure_epoch(arguments.dataset_dir, arguments.repeats))
     return _write(arguments, {"about": _about(arguments), "distance": rows}, "distance--cpu.json")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
-    parser.add_argument("suite", choices=["speed", "distance", "report", "quality", "losses"], help=SUITES)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="speed: (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
-    parser.add_argument("--shapes", nargs="+", help=f"default: all of {', '.join(SHAPES)}; on cuda larger ones too")
-    parser.add_argument("--losses", nargs="+", help=f"default: all of {', '.join(loss_pairs())}; on cuda others")
-    parser.add_argument("--memory-gib", type=float, help="speed on cuda: as if the GPU had no more than this")
-    parser.add_argument("--no-memory", action="store_true", help="measure times only")
-    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/<suite>--<device>.json")
-    parser.add_argument("--bundle", type=Path, help="quality, losses: folder of the bundle")
-    parser.add_argument("--folder", type=Path, help="losses: where the trainings go")
-    parser.add_argument("--epochs", type=int, default=30, help="losses: of each training (default: %(default)s)")
-    parser.add_argument(
-        "--dataset-dir", type=Path, help="quality, losses: the bundle's data; distance: data for an epoch"
-    )
-    return parser
 
 
 def _trained(arguments: argparse.Namespace) -> int:
@@ -167,35 +172,39 @@ def _trained(arguments: argparse.Namespace) -> int:
     return _write(arguments, result, "hippocampus.json")
 
 
-def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what a reader needs to judge the numbers."""
-    head = subprocess.run(["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True)  # noqa: S607
-    models = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": head.stdout.strip(),
-        "command": "python -m monai_losses_ext.benchmark " + " ".join(map(_without_folder, sys.argv[1:])),
-        "device": "cpu",
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": arguments.threads,
-        "load_average": round(os.getloadavg()[0], 2),
-        "seed": arguments.seed,
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "huge_pages_for_tensors": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "monai", "numpy")},
-    }
+SUITES: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
+    "speed": (_speed, "time, on cuda also memory and distance maps"),
+    "memory": (_memory, "peak memory, on cuda also what runs in little of it"),
+    "step": (_step, "the share of a training step that the loss takes"),
+    "distance": (_distance, "what distance maps cost"),
+    "quality": (_trained, "evaluate a trained bundle"),
+    "losses": (_trained, "train a bundle with several losses and compare them"),
+}
 
 
-def _without_folder(argument: str) -> str:
-    """Return an argument of the command line with the folders of this machine left out."""
-    return f"DIR/{Path(argument).name}" if Path(argument).is_absolute() else argument
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+def _parser() -> argparse.ArgumentParser:
+    suites = "; ".join(f"{name}: {text}" for name, (_, text) in SUITES.items())
+    suites += "; report: write the docs' tables and pictures from the JSON"
+    parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
+    parser.add_argument("suite", choices=[*SUITES, "report"], help=suites)
+    devices = "speed, memory, step: (default: %(default)s)"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help=devices)
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
+    parser.add_argument("--shapes", nargs="+", help=f"default: all of {', '.join(SHAPES)}; on cuda larger ones too")
+    parser.add_argument("--losses", nargs="+", help=f"default: all of {', '.join(loss_pairs())}; on cuda others")
+    parser.add_argument("--tasks", nargs="+", help=f"step: (default: {' '.join(STEP_TASKS)})")
+    budget = "memory on cuda: what may be used of the GPU's (default: three times the logits)"
+    parser.add_argument("--memory-gib", type=float, help=budget)
+    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/<suite>--<device>.json")
+    parser.add_argument("--bundle", type=Path, help="quality, losses: folder of the bundle")
+    parser.add_argument("--folder", type=Path, help="losses: where the trainings go")
+    parser.add_argument("--epochs", type=int, default=30, help="losses: of each training (default: %(default)s)")
+    parser.add_argument(
+        "--dataset-dir", type=Path, help="quality, losses: the bundle's data; distance: data for an epoch"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def loss_pairs() -> dict[str, Pair]:
     flags = {"softmax": True, "to_onehot_y": True}
     focal = ours.FocalLoss(use_softmax=True)
     compound = ours.CompoundLoss([ours.DiceLoss(softmax=True), focal, ours.CrossEntropyLoss()], [1.0, 1.0, 1.0])
-    their_dice_focal = _Sum(theirs.DiceLoss(**flags), theirs.FocalLoss(use_softmax=True, to_onehot_y=True))
-    their_compound = _Sum(*their_dice_focal.parts, _index_cross_entropy)
+    their_dice_focal = LossSum(theirs.DiceLoss(**flags), theirs.FocalLoss(use_softmax=True, to_onehot_y=True))
+    their_compound = LossSum(*their_dice_focal.parts, _index_cross_entropy)
     return {
         "dice": Pair(ours.DiceLoss(softmax=True), theirs.DiceLoss(**flags), "MONAI DiceLoss"),
         "tversky": Pair(ours.TverskyLoss(softmax=True), theirs.TverskyLoss(**flags), "MONAI TverskyLoss"),
@@ -56,13 +56,18 @@ def loss_pairs() -> dict[str, Pair]:
     }
 
 
-class _Sum:
-    """The sum of several losses, each with its own pass."""
+class LossSum:
+    """The sum of several losses, each with its own pass.
+
+    Args:
+        parts: losses, or functions of logits and labels.
+    """
 
     def __init__(self, *parts: LossFunction) -> None:
         self.parts = parts
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum."""
         total = self.parts[0](logits, labels)
         for part in self.parts[1:]:
             total = total + part(logits, labels)

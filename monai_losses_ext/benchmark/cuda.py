@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and peak memory on a GPU, against MONAI as it is, MONAI compiled, and what the memory's bandwidth allows.
 
-Everything but the memory's peak works on a CPU as well, which is how it is tested.
+Everything but the memory's peak and its limit works on a CPU as well, which is how it is tested.
 """
 
 from __future__ import annotations
@@ -64,6 +64,38 @@ def measure_case(loss: str, shape: str, repeats: int, seed: int, device: str, ba
     row: dict[str, Any] = {"loss": loss, "shape": shape, "repeats": repeats, "floor_ms": 1e3 * moved / bandwidth}
     row["sides"] = {name: _measure_side(function, logits, target, repeats) for name, function in sides.items()}
     return row
+
+
+def measure_budget(loss: str, shape: str, gib: float | None, seed: int, device: str) -> dict[str, Any]:
+    """Return what one forward and backward needs of ours and of the baseline, and which of them a small memory holds.
+
+    Args:
+        loss: a loss with a baseline of :data:`CUDA_LOSSES`.
+        shape: a key of :data:`CUDA_SHAPES`.
+        gib: the GPU's memory that may be used; None is the logits and twice their size besides.
+        seed: of the batch.
+        device: ``cuda``, or ``cpu``, where nothing is measured and all fits.
+    """
+    pair = loss_pairs()[loss]
+    logits, labels = _batch(CUDA_SHAPES[shape], seed, device)
+    budget = int(3 * _bytes(logits) + _bytes(labels) if gib is None else gib * 2**30)
+    row: dict[str, Any] = {"loss": loss, "shape": shape, "logits_gib": _bytes(logits) / 2**30, "gib": budget / 2**30}
+    sides = {"ours": pair.ours, pair.baseline_name: pair.baseline}
+    row["sides"] = {name: {"copies": None} for name in sides}
+    for name, function in sides.items():
+        row["sides"][name] |= _measure_side(function, logits, labels, 2)
+    _limit(device, budget)
+    for name, function in sides.items():
+        row["sides"][name]["fits"] = "error" not in _measure_side(function, logits, labels, 2)
+    _limit(device, None)
+    return row
+
+
+def _limit(device: str, budget: int | None) -> None:
+    """Let this process use no more than ``budget`` bytes of the GPU's memory, None: all."""
+    if device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total))
 
 
 def measure_maps(shape: str, repeats: int, seed: int, device: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs and README, generated from the committed JSON between marks, losing rows included."""
+"""The tables of docs and README, generated from the committed JSON between marks, losing rows included; pictures."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from monai_losses_ext.benchmark.losses import losses_table
+from monai_losses_ext.benchmark.picture import save_speed
+from monai_losses_ext.data.tasks import TASKS
 
-NO_CUDA = "Not measured yet: no GPU was at hand.\n"
+NOT_MEASURED = {"cpu": "Not measured yet.\n", "cuda": "Not measured: no GPU was at hand.\n"}
+# What only a GPU tells: the suite, and what it measures.
+GPU_SUITES = {
+    "speed": "time of each loss beside MONAI's, MONAI's compiled and the floor; what a boundary term with a given map "
+    "adds; peak memory; time of signed distance maps",
+    "memory": "Dice + cross-entropy with 118 classes: peak memory, and a budget in which ours runs and MONAI's may not",
+    "step": "the share of a training step that the loss takes, in mixed precision",
+}
 
 
-def write_tables(root: Path) -> list[Path]:
-    """Bring the tables of a checkout up to date and return the files that hold them."""
+def write_report(root: Path) -> list[Path]:
+    """Bring the tables and the pictures of a checkout up to date and return the files that hold them."""
     files = []
     for path, text in tables(root).items():
         path.write_text(text)
         files.append(path)
+    for result in sorted((root / "docs" / "benchmarks").glob("speed--*.json")):
+        files.append(result.with_suffix(".png"))
+        save_speed(json.loads(result.read_text()), files[-1])
     return files
 
 
@@ -29,21 +41,35 @@ def tables(root: Path) -> dict[Path, str]:
         root: a checkout of the project.
     """
     results = root / "docs" / "benchmarks"
-    speed = json.loads((results / "speed--cpu.json").read_text())
-    quality = json.loads((results / "hippocampus.json").read_text())
-    losses = json.loads((results / "hippocampus_losses.json").read_text())
     guide = root / "docs" / "training" / "loss_functions.md"
     performance, readme = root / "docs" / "training" / "performance.md", root / "README.md"
-    text = _between_marks(performance.read_text(), "speed", _speed_table(speed))
-    text = _between_marks(text, "memory", _memory_table(speed))
-    text = _between_marks(text, "distance", _distance_table(json.loads((results / "distance--cpu.json").read_text())))
-    on_cuda = results / "speed--cuda.json"
-    text = _between_marks(text, "cuda", cuda_table(json.loads(on_cuda.read_text())) if on_cuda.is_file() else NO_CUDA)
+    text = performance.read_text()
+    for mark, table, name in (
+        ("speed", _speed_table, "speed--cpu.json"),
+        ("memory", _memory_table, "memory--cpu.json"),
+        ("distance", _distance_table, "distance--cpu.json"),
+        ("step-cpu", step_table, "step--cpu.json"),
+        ("speed-cuda", cuda_table, "speed--cuda.json"),
+        ("memory-cuda", budget_table, "memory--cuda.json"),
+        ("step-cuda", step_table, "step--cuda.json"),
+    ):
+        path = results / name
+        missing = NOT_MEASURED[path.stem.partition("--")[2]]
+        text = _between_marks(text, mark, table(json.loads(path.read_text())) if path.is_file() else missing)
+    quality = json.loads((results / "hippocampus.json").read_text())
+    losses = json.loads((results / "hippocampus_losses.json").read_text())
     return {
-        performance: text,
+        performance: _between_marks(text, "not-measured", _missing(results)),
         readme: _between_marks(readme.read_text(), "results", _quality_table(quality)),
         guide: _between_marks(guide.read_text(), "losses", losses_table(losses["losses"])),
     }
+
+
+def _missing(results: Path) -> str:
+    """Return which suites have not run on a GPU."""
+    missing = [suite for suite in GPU_SUITES if not (results / f"{suite}--cuda.json").is_file()]
+    lines = [f"- not measured: {GPU_SUITES[suite]} (`{suite} --device cuda`)" for suite in missing]
+    return "\n".join(lines or ["All of it has been measured; the tables are above."]) + "\n"
 
 
 def _between_marks(text: str, name: str, table: str) -> str:
@@ -76,14 +102,22 @@ def _machine(about: dict[str, Any]) -> str:
     )
 
 
-def cuda_table(result: dict[str, Any]) -> str:
-    """Return what was measured on a GPU as Markdown tables."""
-    about = result["about"]
-    limit = f", memory limited to {about['memory_gib']:g} GiB" if about["memory_gib"] else ""
-    lines = [
-        f"{about['device']}, copies {about['copy_gb_per_s']:.0f} GB/s{limit}, CUDA {about.get('cuda')}, "
+def _gpu(about: dict[str, Any]) -> str:
+    return (
+        f"{about['device']}, CUDA {about.get('cuda')}, Triton {about.get('triton')}, "
         f"torch {about['versions']['torch']}, MONAI {about['versions']['monai']}, {about['date']}, "
-        f"commit {about['commit']}; float32, forward + backward, medians. Floor: the time of the bytes that must move.",
+        f"commit {about['commit']}"
+    )
+
+
+def cuda_table(result: dict[str, Any]) -> str:
+    """Return what ``speed`` measured on a GPU as Markdown tables."""
+    about = result["about"]
+    lines = [
+        f"{_gpu(about)}; float32, forward + backward, medians. Floor: the time of the bytes that must move, at the "
+        f"{about['copy_gb_per_s']:.0f} GB/s with which memory is copied here.",
+        "",
+        "![Times of the table below](../benchmarks/speed--cuda.png)",
         "",
         "| shape | loss | side | ms (p20 to p80) | floor / ms | peak, copies of the logits |",
         "|---|---|---|---|---|---|",
@@ -95,6 +129,42 @@ def cuda_table(result: dict[str, Any]) -> str:
     for row in result["maps"]:
         times = f"{row['ours']['median']:.2f} | {row['MONAI compute_distance_map']['median']:.0f}"
         lines.append(f"| {row['shape']} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def budget_table(result: dict[str, Any]) -> str:
+    """Return what ``memory`` measured on a GPU as a Markdown table."""
+    lines = [
+        f"{_gpu(result['about'])}; float32, forward + backward.",
+        "",
+        "| shape | loss | side | peak, copies of the logits | in a small memory, the logits included |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["memory"]:
+        for name, side in row["sides"].items():
+            copies = "out of memory" if side["copies"] is None else f"{side['copies']:.2f}"
+            outcome = f"{'runs' if side['fits'] else 'out of memory'} in {row['gib']:.2f} GiB"
+            lines.append(f"| {row['shape']} | {row['loss']} | {name} | {copies} | {outcome} |")
+    return "\n".join(lines) + "\n"
+
+
+def step_table(result: dict[str, Any]) -> str:
+    """Return what ``step`` measured as a Markdown table."""
+    about = result["about"]
+    is_cuda = about["device"] != "cpu"
+    lines = [
+        f"{_gpu(about) + '; mixed precision' if is_cuda else _machine(about) + '; float32'}, medians.",
+        "",
+        "| bundle | batch | loss | step, ms | the loss in it, ms | its share (p20 to p80) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["step"]:
+        name, batch = TASKS[row["task"]].bundle, "x".join(map(str, row["batch"]))
+        for side, values in row["sides"].items():
+            share = values["share"]
+            spread = f"{share['median']:.1%} ({share['p20']:.1%} to {share['p80']:.1%})"
+            times = f"{values['step_ms']['median']:.1f} | {values['loss_ms']['median']:.2f} | {spread}"
+            lines.append(f"| {name} | {batch} | {row['loss']}, {side} | {times} |")
     return "\n".join(lines) + "\n"
 
 
@@ -134,6 +204,8 @@ def _spread(ratio: dict[str, float]) -> str:
 def _speed_table(result: dict[str, Any]) -> str:
     lines = [
         f"{_machine(result['about'])}; float32, forward + backward, medians.",
+        "",
+        "![Times of the table below](../benchmarks/speed--cpu.png)",
         "",
         "| shape | loss | baseline | ours, ms | baseline, ms | ours / baseline (p20 to p80) |",
         "|---|---|---|---|---|---|",

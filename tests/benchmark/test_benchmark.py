@@ -33,7 +33,7 @@ def test_committed_results_say_how_they_came_about():
 @pytest.mark.filterwarnings("ignore")
 def test_a_small_measurement(tmp_path):
     out = tmp_path / "speed.json"
-    arguments = ["speed", "--shapes", "2x3x96^3", "--losses", "dice", "dice_focal_ce", "--repeats", "2", "--no-memory"]
+    arguments = ["speed", "--shapes", "2x3x96^3", "--losses", "dice", "dice_focal_ce", "--repeats", "2"]
     assert command.main([*arguments, "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["speed"]
     assert [row["loss"] for row in rows] == ["dice", "dice_focal_ce"]
@@ -70,6 +70,22 @@ def test_the_suite_for_a_gpu_on_a_cpu(monkeypatch):
     assert result["maps"][0]["ours"]["median"] > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_budget_of_memory_on_a_cpu(monkeypatch):
+    monkeypatch.setitem(cuda.CUDA_SHAPES, "1x118x128^3", (1, 7, 8, 8, 8))
+    row = cuda.measure_budget("dice_ce", "1x118x128^3", None, 0, "cpu")
+    assert row["gib"] == pytest.approx((3 * 7 * 4 + 8) * 8**3 / 2**30)
+    about = json.loads((ROOT / "docs" / "benchmarks" / "speed--cpu.json").read_text())["about"]
+    table = report.budget_table({"about": about, "memory": [row]})
+    assert table.count("| runs in 0.00 GiB |") == 2 and "| dice_ce | MONAI DiceCELoss |" in table
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ours_runs_in_a_memory_that_monais_does_not_fit():
+    ours, theirs = cuda.measure_budget("dice_ce", "1x118x128^3", None, 0, "cuda")["sides"].values()
+    assert ours["copies"] < 1.1 and ours["fits"] and not theirs["fits"]
+
+
 def test_a_loss_that_does_not_fit_is_a_result():
     def hungry(logits, labels):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -81,17 +97,18 @@ def test_a_loss_that_does_not_fit_is_a_result():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--losses", "dise"], "--losses on cpu: must be one of"),
-        (["--shapes", "1x118x128^3"], "--shapes on cpu: must be one of"),
-        (["--device", "cuda", "--losses", "dice_focal_ce"], "--losses on cuda: must be one of"),
+        (["step", "--tasks", "Task04"], "--tasks: must be one of"),
+        (["speed", "--losses", "dise"], "--losses on cpu: must be one of"),
+        (["speed", "--shapes", "1x118x128^3"], "--shapes on cpu: must be one of"),
+        (["speed", "--device", "cuda", "--losses", "dice_focal_ce"], "--losses on cuda: must be one of"),
         pytest.param(
-            ["--device", "cuda"],
+            ["speed", "--device", "cuda"],
             "--device cuda: this torch sees no GPU.",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(arguments, message, capsys):
-    assert command.main(["speed", *arguments]) == 1
+    assert command.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1

@@ -69,6 +69,18 @@ def test_on_a_cpu_without_the_interpreter_it_says_what_to_do():
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_maps_never_wait_for_the_gpu():
+    labels = blobs((2, 1, 32, 32, 32)).cuda()
+    expected = signed_distance(labels, 3, [1.0, 0.8, 3.0])  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        maps = signed_distance(labels, 3, [1.0, 0.8, 3.0])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(maps, expected)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_large_volumes_on_a_gpu():
     labels = blobs((2, 1, 128, 128, 128))
     expected = signed_distance(labels, 3, [[1.0, 1.0, 1.0], [0.8, 0.8, 3.0]], backend="scipy")

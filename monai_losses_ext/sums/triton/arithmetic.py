@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arithmetic of a tile ``[C, V]``, compiled into the kernels.
 
-An argument in capitals is known when a kernel is compiled; a branch on it that is not taken does not exist.
+An argument in capitals is known when a kernel is compiled; a branch on it that is not taken does not exist. A name or
+an exponent comes as a tuple and a place in it: before Triton 3.7, an item of a tuple is not handed on as known.
 """
 
 from __future__ import annotations
@@ -78,8 +79,16 @@ def logp_of_target(shifted, log_total, g, TARGET: tl.constexpr):
 
 
 @triton.jit
-def focal_slope(logp, GAMMA: tl.constexpr):
-    """Return the derivative of -(1 - p)^GAMMA log p with respect to log p."""
+def focal(logp, GAMMAS: tl.constexpr, PLACE: tl.constexpr):
+    """Return -(1 - p)^GAMMA log p."""
+    GAMMA: tl.constexpr = GAMMAS[PLACE]
+    return -power(one_minus_exp(logp), GAMMA) * logp
+
+
+@triton.jit
+def focal_slope(logp, GAMMAS: tl.constexpr, PLACE: tl.constexpr):
+    """Return its derivative with respect to log p."""
+    GAMMA: tl.constexpr = GAMMAS[PLACE]
     if GAMMA == 0:
         return logp * 0.0 - 1.0
     else:
@@ -88,15 +97,17 @@ def focal_slope(logp, GAMMA: tl.constexpr):
 
 
 @triton.jit
-def sigmoid_focal(x, g, GAMMA: tl.constexpr):
+def sigmoid_focal(x, g, GAMMAS: tl.constexpr, PLACE: tl.constexpr):
     """Return the focal loss of a sigmoid, as :func:`terms.sigmoid_focal` defines it."""
+    GAMMA: tl.constexpr = GAMMAS[PLACE]
     miss = sigmoid(x * (1.0 - 2.0 * g))[0]
     return power(miss, GAMMA) * cross_entropy(x, g)
 
 
 @triton.jit
-def sigmoid_focal_slope(x, g, GAMMA: tl.constexpr):
+def sigmoid_focal_slope(x, g, GAMMAS: tl.constexpr, PLACE: tl.constexpr):
     """Return its derivative with respect to the logits."""
+    GAMMA: tl.constexpr = GAMMAS[PLACE]
     u = 2.0 * g - 1.0
     hit, miss = sigmoid(x * u)
     p, q = sigmoid(x)
@@ -104,8 +115,9 @@ def sigmoid_focal_slope(x, g, GAMMA: tl.constexpr):
 
 
 @triton.jit
-def plain_value(p, g, phi, kept, NAME: tl.constexpr):
+def plain_value(p, g, phi, kept, TERMS: tl.constexpr, PLACE: tl.constexpr):
     """Return the values of a term without logarithms; ``p`` and ``g`` are 0 where a voxel does not count."""
+    NAME: tl.constexpr = TERMS[PLACE]
     if NAME == "tp":
         return p * g
     elif NAME == "pred":
@@ -127,8 +139,9 @@ def plain_value(p, g, phi, kept, NAME: tl.constexpr):
 
 
 @triton.jit
-def plain_slope(p, g, phi, grad, NAME: tl.constexpr):
+def plain_slope(p, g, phi, grad, TERMS: tl.constexpr, PLACE: tl.constexpr):
     """Return ``grad`` times the derivative of a term without logarithms with respect to p."""
+    NAME: tl.constexpr = TERMS[PLACE]
     if NAME == "tp":
         return grad * g
     elif NAME == "pred":

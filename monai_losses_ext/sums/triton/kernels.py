@@ -13,12 +13,11 @@ import triton.language as tl
 
 from monai_losses_ext.sums.triton.arithmetic import (
     cross_entropy,
+    focal,
     focal_slope,
     logp_of_target,
-    one_minus_exp,
     plain_slope,
     plain_value,
-    power,
     sigmoid,
     sigmoid_focal,
     sigmoid_focal_slope,
@@ -137,7 +136,7 @@ def sums_kernel(
         elif ACTIVATION == "softmax" and TERMS[i] == "logp":
             values = tl.where(kept[None, :], log_total[None, :] - shifted, 0.0)
         elif ACTIVATION == "softmax" and TERMS[i] == "focal":
-            values = -g * (power(one_minus_exp(logp), GAMMAS[i]) * logp)
+            values = g * focal(logp, GAMMAS, i)
         elif TERMS[i] == "ce":
             values = g * cross_entropy(x, 1.0)
         elif TERMS[i] == "ce_neg":
@@ -145,11 +144,11 @@ def sums_kernel(
         elif TERMS[i] == "logp":
             values = tl.where(kept[None, :], cross_entropy(x, 1.0), 0.0)
         elif TERMS[i] == "focal":
-            values = g * sigmoid_focal(x, g, GAMMAS[i])
+            values = g * sigmoid_focal(x, g, GAMMAS, i)
         elif TERMS[i] == "focal_neg":
-            values = tl.where(kept[None, :], (1.0 - g) * sigmoid_focal(x, g, GAMMAS[i]), 0.0)
+            values = tl.where(kept[None, :], (1.0 - g) * sigmoid_focal(x, g, GAMMAS, i), 0.0)
         else:
-            values = plain_value(p, g, phi, kept, TERMS[i])
+            values = plain_value(p, g, phi, kept, TERMS, i)
         row = (tl.program_id(0).to(tl.int64) * NUM_TERMS + i) * NUM_CLASSES
         tl.store(rows + row + classes, tl.sum(values, 1), mask=classes < NUM_CLASSES)
 
@@ -213,7 +212,7 @@ def gradient_kernel(
         elif ACTIVATION == "softmax" and TERMS[i] == "logp":
             rest -= grad
         elif ACTIVATION == "softmax" and TERMS[i] == "focal":
-            rest += grad * g * focal_slope(logp, GAMMAS[i])
+            rest += grad * g * focal_slope(logp, GAMMAS, i)
         elif TERMS[i] == "ce":
             rest -= grad * g * q
         elif TERMS[i] == "ce_neg":
@@ -221,11 +220,11 @@ def gradient_kernel(
         elif TERMS[i] == "logp":
             rest -= grad * q
         elif TERMS[i] == "focal":
-            rest += grad * g * sigmoid_focal_slope(x, g, GAMMAS[i])
+            rest += grad * g * sigmoid_focal_slope(x, g, GAMMAS, i)
         elif TERMS[i] == "focal_neg":
-            rest += grad * (1.0 - g) * sigmoid_focal_slope(x, g, GAMMAS[i])
+            rest += grad * (1.0 - g) * sigmoid_focal_slope(x, g, GAMMAS, i)
         else:
-            slope += plain_slope(p, g, phi, grad, TERMS[i])
+            slope += plain_slope(p, g, phi, grad, TERMS, i)
     if ACTIVATION == "softmax":
         rest += p * slope
         gradient = rest - p * tl.sum(rest, 0)[None, :]

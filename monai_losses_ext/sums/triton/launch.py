@@ -15,6 +15,8 @@ from monai_losses_ext import _checks
 from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.triton.kernels import gradient_kernel, sums_kernel
 
+# Before 3.4 an item of a tuple of constants cannot be read in a kernel.
+OLDEST, VERSION = (3, 4), tuple(map(int, triton.__version__.split(".")[:2]))
 # Elements (classes times voxels) of a tile, reasoned rather than measured, since no GPU was at hand: 16 a thread, which
 # for sm_90 compiles to 40 to 90 registers, so that several tiles share a multiprocessor and one computes while another
 # is read. With many classes the tile doubles, to read at least 64 bytes in a row and to keep the partial sums, one
@@ -80,6 +82,8 @@ def _launch(
     if not x.is_cuda and isinstance(sums_kernel, triton.JITFunction):
         rule = "'triton' needs a CUDA device (on a CPU, TRITON_INTERPRET=1 in the environment, for tests)"
         raise _checks.fail("backend", rule, str(x.device), " Take 'chunked'.")
+    if VERSION < OLDEST:
+        raise _checks.fail("backend", "'triton' needs Triton 3.4 or newer", triton.__version__, " Take 'chunked'.")
     names, gammas = zip(*map(T.split, terms), strict=True)
     num_samples, num_classes, num_voxels = x.shape
     has_distance = distance is not None and not T.SURFACE_TERMS.isdisjoint(names)
