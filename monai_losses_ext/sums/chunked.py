@@ -34,8 +34,9 @@ from monai_losses_ext.sums.chunk import (
 # Elements (voxels times classes) that a thread works on at a time; a GPU wants few launches instead.
 TILE_ELEMENTS = 2**19
 CHUNK_ELEMENTS_ELSEWHERE = 2**24
-# A chunk has up to five buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it.
-MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 24, 2**16
+# A chunk has up to five buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it,
+# but not so fine that to call an operation takes longer than its arithmetic.
+MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 20, 2**18
 
 
 def forward(

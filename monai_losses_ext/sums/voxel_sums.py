@@ -137,6 +137,11 @@ def _checked_distance(input: Tensor, distance: Tensor) -> Tensor:  # noqa: A002
         raise _checks.ShapeError(
             f"distance: must have the input's shape {list(input.shape)}; got {list(distance.shape)}."
         )
+    if distance.device != input.device:
+        raise _checks.fail("distance", f"must be on the input's device, {input.device}", str(distance.device))
+    if distance.requires_grad:
+        rule = "must not require a gradient (none is computed for it); detach it"
+        raise _checks.fail("distance", rule, "requires_grad")
     return _plain(distance)
 
 
@@ -188,7 +193,9 @@ def _module(backend: str) -> ModuleType:
 def _triton_works() -> bool:
     def attempt() -> None:
         logits, target = torch.zeros(1, 2, 1, device="cuda"), torch.zeros(1, 1, 1, dtype=torch.uint8, device="cuda")
-        _module("triton").forward(logits, target, None, ["pred"], "softmax", None)
+        kernels = _module("triton")
+        sums = kernels.forward(logits, target, None, ["pred"], "softmax", None)
+        kernels.backward(sums, logits, target, None, ["pred"], "softmax", None)
 
     return _fallback.works("voxel_sums: Triton", attempt, "the slower backend 'chunked' is used.")
 

@@ -200,6 +200,25 @@ def test_extreme_logits_stay_finite():
     assert sums["ce"][0, 1].item() == pytest.approx(2e4)
 
 
+@pytest.mark.parametrize("below", [60.0, 75.0, 90.0, 110.0, 300.0])
+@pytest.mark.parametrize("ignore_index", [None, 255])
+def test_the_logarithm_of_a_probability_that_float32_can_hardly_hold_or_not(below, ignore_index):
+    x = torch.randn(1, 3, 50)
+    labels = torch.randint(0, 3, (1, 50))
+    x[0, :, 7] = torch.tensor([0.0, -below, -1.0])
+    labels[0, 7] = 1
+    if ignore_index is not None:
+        labels[0, ::5] = ignore_index
+    names = ["tp", "ce", "focal:2.0", "focal:0.5"]
+    results = []
+    for logits, backend in ((x, "chunked"), (x.double(), "reference")):
+        logits = logits.clone().requires_grad_()
+        sums = voxel_sums(logits, labels, names, ignore_index=ignore_index, backend=backend)
+        sum(sums.values()).sum().backward()
+        results.append(({name: value.detach().double() for name, value in sums.items()}, logits.grad.double()))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_a_class_ruled_out_by_minus_infinity_counts_for_nothing(backend):
     x, labels = torch.randn(2, 2, 7, dtype=torch.float64), torch.randint(0, 2, (2, 7))
@@ -282,3 +301,11 @@ def test_a_wrong_argument_is_named(arguments, message):
 def test_a_target_that_requires_a_gradient_is_refused():
     with pytest.raises(ValueError, match="must not require a gradient"):
         voxel_sums(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, requires_grad=True), ["tp"])
+
+
+def test_a_distance_map_that_requires_a_gradient_or_lies_elsewhere_is_refused():
+    x, labels = torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="^distance: must not require a gradient"):
+        voxel_sums(x, labels, ["surface"], distance=torch.zeros(1, 2, 3, requires_grad=True))
+    with pytest.raises(ValueError, match="^distance: must be on the input's device, cpu; got 'meta'"):
+        voxel_sums(x, labels, ["surface"], distance=torch.zeros(1, 2, 3, device="meta"))
