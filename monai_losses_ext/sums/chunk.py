@@ -215,7 +215,7 @@ def softmax_gradient(chunk: Chunk, grads: Grads) -> Tensor:
             log_slope.addcmul_(target, grad, value=-1)
         elif name == "focal" and found.own is not None:
             slope = found.own.focal_slope(chunk.scratch, gamma)
-            log_slope.addcmul_(torch.mul(target, slope, out=chunk.scratch("product", *p.shape)), grad)
+            log_slope.addcmul_(torch.mul(target, slope, out=chunk.scratch("own_slope", *p.shape)), grad)
         elif name == "logp":
             log_slope -= grad
     return log_slope.addcmul_(p, log_slope.sum(1, keepdim=True), value=-1)
@@ -289,7 +289,7 @@ def _plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
 
 def _probability_slope(chunk: Chunk, p: Tensor, grads: Grads) -> Tensor:
     """Return dL/dp of the terms without logarithms, ``[T, C, N]``."""
-    out = chunk.scratch("slope", *p.shape)
+    out = chunk.scratch("product", *p.shape)  # still in the cache, where there were hits
     if "tp" in grads:
         torch.mul(chunk.target, grads["tp"], out=out)
     else:
