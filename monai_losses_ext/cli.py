@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from monai_losses_ext import bundlekit
 from monai_losses_ext.data.check import check_dataset
@@ -112,13 +114,25 @@ def _add_bundles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action.set_defaults(command=command)
 
 
+def _writable(folder: str) -> str:
+    """Return a folder to write to, which is made, or raise a ValueError."""
+    try:
+        path = Path(folder).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(f"out: must be a folder that can be written to ({error.strerror}); got {folder}.") from None
+    return folder
+
+
 def _quickstart(arguments: argparse.Namespace) -> int:
     quickstart(arguments.out, arguments.epochs, arguments.cases, arguments.bundles)
     return 0
 
 
 def _phantoms(arguments: argparse.Namespace) -> int:
-    folder = make_phantoms(arguments.task, arguments.out, arguments.cases, arguments.seed, arguments.scale)
+    task = get_task(arguments.task)
+    folder = make_phantoms(task, _writable(arguments.out), arguments.cases, arguments.seed, arguments.scale)
     print(f"{arguments.cases} synthetic cases of {arguments.task} (seed {arguments.seed}), not medical data: {folder}")
     return 0
 
@@ -142,7 +156,7 @@ def _download(arguments: argparse.Namespace) -> int:
 
 
 def _render(arguments: argparse.Namespace) -> int:
-    for path in bundlekit.render(arguments.out):
+    for path in bundlekit.render(_writable(arguments.out)):
         print(path)
     return 0
 

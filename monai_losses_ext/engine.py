@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,20 @@ def check_names() -> None:
     for name in config:
         if name not in known and not name.startswith("_"):
             raise fail("option", "must be a name that the config uses", f"--{name}", nearest(name, known))
+
+
+def check_outputs(*folders: str | os.PathLike[str]) -> None:
+    """Make the folders that a run writes to, and check that it can: before the first epoch, not after it.
+
+    Raises:
+        SystemExit: one line, with the folder.
+    """
+    try:
+        for folder in folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SystemExit(f"error: output: {folder} cannot be written to ({error.strerror}).") from None
 
 
 def save_config(path: str | os.PathLike[str]) -> None:

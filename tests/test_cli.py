@@ -13,6 +13,7 @@ import pytest
 
 from monai_losses_ext.cli import main
 from monai_losses_ext.data.dataset import read_cases
+from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.quickstart import cache_dir
 
 BUNDLE = "msd_hippocampus_mri_segmentation"
@@ -60,15 +61,42 @@ def test_data_phantoms_writes_cases_and_says_where(tmp_path: Path, capsys: pytes
     assert "synthetic" in printed
 
 
-def test_unknown_task_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "phantoms", "--task", "Task4_Hippocampus", "--out", str(tmp_path)]) == 1
-    assert "Did you mean 'Task04_Hippocampus'?" in error_line(capsys)
+@pytest.mark.parametrize(("typed", "meant"), [("Task4_Hippocampus", "Task04_Hippocampus"), ("Liver", "Task03_Liver")])
+@pytest.mark.parametrize("command", ["data phantoms", "data download", "bundles verify", "data check"])
+def test_unknown_task_is_one_line_with_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, typed: str, meant: str
+) -> None:
+    option = "--out"
+    if command == "data check":
+        make_phantoms("Task04_Hippocampus", tmp_path, n_cases=1, scale=0.1)
+        option = "--dataset_dir"
+    assert main([*command.split(), "--task", typed, option, str(tmp_path)]) == 1
+    assert error_line(capsys).endswith(f"got {typed!r}. Did you mean {meant!r}?\n")
 
 
-def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_whose_task_is_not_told_asks_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_phantoms("Task04_Hippocampus", tmp_path, n_cases=1, scale=0.1)
+    content = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": content["training"]}), encoding="utf-8")
+    assert main(["data", "check", "--dataset_dir", str(tmp_path)]) == 1
+    assert "must be given with --task, " in error_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["data phantoms --task Task04_Hippocampus", "bundles render"])
+@pytest.mark.parametrize("name", ["file", "file/folder"])
+def test_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
     (tmp_path / "file").touch()
-    assert main(["data", "phantoms", "--task", "Task04_Hippocampus", "--out", str(tmp_path / "file")]) == 1
-    assert str(tmp_path / "file") in error_line(capsys)
+    assert main([*command.split(), "--out", str(tmp_path / name)]) == 1
+    line = error_line(capsys)
+    assert line.startswith("error: out: must be a folder that can be written to (")
+    assert str(tmp_path / name) in line
+
+
+def test_folder_without_bundles_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundles", "check", "--out", str(tmp_path)]) == 1
+    assert error_line(capsys).startswith("error: out: must hold the bundles")
 
 
 def test_bundles_check_fails_on_one_changed_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

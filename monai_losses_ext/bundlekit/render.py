@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from monai_losses_ext._checks import fail
 from monai_losses_ext.data.tasks import TASKS, Task
 
 TEMPLATE = Path(__file__).with_name("template")
@@ -71,7 +72,12 @@ def check(out: str | Path = "bundles") -> list[str]:
 
     Returns:
         One line per file that differs or is absent; nothing if all is well.
+
+    Raises:
+        ValueError: for a folder without any of the bundles.
     """
+    if not any((Path(out) / task.bundle).is_dir() for task in TASKS.values()):
+        raise fail("out", "must hold the bundles (write them with bundles render)", str(out))
     problems = []
     for name, text in _all_files().items():
         path = Path(out) / name
@@ -99,10 +105,19 @@ def mirrors(axes: Sequence[int]) -> list[list[int]]:
 
 def cache_gb(task: Task) -> int:
     """Return about what the cases to train on take on disk: float32 images and one byte of label per voxel."""
+    return math.ceil(0.8 * task.n_training * _voxels(task) * (4 * len(task.channels) + 1) / 1e9)
+
+
+def map_gib(task: Task) -> float:
+    """Return what the distance maps of a typical case take, in GiB: one float32 per voxel and class, uncropped."""
+    return _voxels(task) * 4 * len(task.labels) / 2**30
+
+
+def _voxels(task: Task) -> float:
+    """Return the number of voxels of a typical case as it is trained on."""
     stored = task.typical_spacing_mm
     spacing = task.training.spacing_mm or stored
-    voxels = math.prod(n * mm / new for n, mm, new in zip(task.typical_shape, stored, spacing, strict=True))
-    return math.ceil(0.8 * task.n_training * voxels * (4 * len(task.channels) + 1) / 1e9)
+    return math.prod(n * mm / new for n, mm, new in zip(task.typical_shape, stored, spacing, strict=True))
 
 
 def pretty_json(text: str) -> str:
@@ -120,6 +135,7 @@ def _environment() -> Environment:
     environment.filters["by_index"] = lambda names: {str(i): name for i, name in enumerate(names)}
     environment.filters["mirrors"] = mirrors
     environment.filters["cache_gb"] = cache_gb
+    environment.filters["map_gib"] = map_gib
     return environment
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
-from monai_losses_ext._checks import fail
 from monai_losses_ext.data.dataset import Case, listed_cases
 from monai_losses_ext.data.shapes import Array
 from monai_losses_ext.data.tasks import TASKS, Task, get_task
@@ -199,7 +198,10 @@ def _task_of(folder: Path) -> Task:
         for task in TASKS.values():  # the Decathlon's own files say Hippocampus for Task04_Hippocampus
             if isinstance(name, str) and name.lower() in (task.name.lower(), task.name.split("_", 1)[1].lower()):
                 return task
-    raise fail("task", "must be given, since neither the folder's name nor dataset.json tells it", None)
+    raise ValueError(
+        f"task: must be given with --task, since neither the folder's name nor dataset.json tells it; one of "
+        f"{', '.join(TASKS)}."
+    )
 
 
 def _by(sizes: Iterable[float]) -> str:

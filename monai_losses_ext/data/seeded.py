@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
 import numpy as np
+import torch
 from monai.data import CacheDataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
@@ -57,8 +61,10 @@ class SeededCacheDataset(_Seeded, CacheDataset):
 class SeededPersistentDataset(_Seeded, PersistentDataset):
     """MONAI's PersistentDataset, on disk, with random transforms that depend on seed, epoch and case alone.
 
-    A case is prepared once and kept in ``cache_dir``, under a name that changes with the transforms' arguments and with
-    the size and time of the case's files, so that nothing stale is used. A file that was cut short is made again.
+    A case is prepared once and kept in ``cache_dir``, under a name that changes with the transforms' arguments, the
+    versions of MONAI and PyTorch, and the size and time of the case's files, so that nothing stale is used. A file that
+    was cut short is made again. None is deleted, since another training may use it: the log says how much there is
+    of other settings, and the command that deletes it.
 
     Args:
         data: cases, dictionaries of paths.
@@ -71,8 +77,20 @@ class SeededPersistentDataset(_Seeded, PersistentDataset):
         self, data: Sequence[Any], transform: Any, cache_dir: str | Path | bool | None = None, seed: int = 0
     ) -> None:
         # The files are this training's own, so they may hold more than weights: the images' affines.
-        stored = {"hash_func": file_hash, "hash_transform": pickle_hashing, "track_meta": True, "weights_only": False}
+        stored = {"hash_func": file_hash, "hash_transform": settings_hash, "track_meta": True, "weights_only": False}
         super().__init__(data, transform, cache_dir or None, seed=seed, **stored)
+        if self.cache_dir is not None:
+            self._tell_of_others()
+
+    def _tell_of_others(self) -> None:
+        """Log what the folder holds of other settings."""
+        others = [file for file in self.cache_dir.glob("*.pt") if not file.stem.endswith(self.transform_hash)]
+        if others:
+            gib = sum(file.stat().st_size for file in others) / 2**30
+            logging.getLogger(__name__).warning(
+                f"cache_dir: {len(others)} prepared cases of other settings take {gib:.1f} GiB. To delete them: "
+                f"find {shlex.quote(str(self.cache_dir))} -name '*.pt' ! -name '*{self.transform_hash}.pt' -delete"
+            )
 
     def _cachecheck(self, case: Any) -> Any:
         try:
@@ -83,6 +101,11 @@ class SeededPersistentDataset(_Seeded, PersistentDataset):
                 raise
             file.unlink()  # cut short by a crash or a full disk
             return super()._cachecheck(case)
+
+
+def settings_hash(transforms: Any) -> bytes:
+    """Return a name for how cases are prepared: the transforms, and the versions that compute them."""
+    return pickle_hashing((transforms, monai.__version__, torch.__version__))
 
 
 def file_hash(case: Mapping[str, Any]) -> bytes:

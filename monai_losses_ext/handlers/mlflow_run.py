@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, NoReturn
 
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import flatten_dict
 
@@ -19,6 +20,10 @@ class ResumableMLFlowHandler(MLFlowHandler):
     A training that was killed and resumed, with the former ``run_name``, so leaves one run without holes or duplicates.
     MONAI's handler goes on with an unfinished run too, but neither with a finished one nor beyond the first thousand,
     and logs again what the killed training had logged after its last saved state.
+
+    An error closes the run as FAILED, Ctrl-C as KILLED. It goes on to the caller and, with its traceback, into the log;
+    a ``SystemExit`` does not: its one line is all that there is to say. Ignite asks the first handler alone, so this
+    one stands before a ``StatsHandler``, which would write that traceback.
 
     Args:
         args: see MONAI's MLFlowHandler.
@@ -49,6 +54,24 @@ class ResumableMLFlowHandler(MLFlowHandler):
             self.client.update_run(run.info.run_id, status="RUNNING")
             self.cur_run = self.client.get_run(run.info.run_id)
         super().start(engine)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer or an evaluator."""
+        super().attach(engine)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.failed)
+
+    def failed(self, engine: Engine, error: BaseException) -> NoReturn:
+        """Close the run as what it is, and let the error go on; Ignite tells of an error within an epoch twice."""
+        try:
+            if self.cur_run is not None:
+                if not isinstance(error, SystemExit):
+                    logging.getLogger(__name__).error("stopped by an error", exc_info=error)
+                status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+                self.client.set_terminated(self.cur_run.info.run_id, status)
+                self.cur_run = None
+                self.close()
+        finally:
+            raise error
 
     def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         step = step or 0

@@ -15,6 +15,7 @@ import torch
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.bundle.reference_resolver import ReferenceResolver
 
+from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.distributed import check_share
 
 CONFIGS = {"train": ["train"], "evaluate": ["train", "evaluate"], "inference": ["inference"]}
@@ -79,7 +80,8 @@ def test_network_keeps_the_patch_shape(bundle: Path) -> None:
 
 def test_inference_prepares_images_as_validation_does(bundle: Path) -> None:
     validation = workflow(bundle).parser.get("validate#preprocessing#transforms")
-    inference = workflow(bundle, "inference").parser.get("preprocessing#transforms")
+    parser = workflow(bundle, "inference").parser
+    inference = [parser.get("load"), *parser.get("preprocessing#transforms")[1:]]
     assert [{**step, "keys": "image"} for step in validation if "keys" in step] == inference  # checks have none
 
 
@@ -233,7 +235,7 @@ def test_image_of_other_channels_is_refused_by_inference_with_its_name(bundle: P
     for name, shape in (("a", (9, 8, 7)), ("b", (9, 8, 7, 2))):
         nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
     message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"must be 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
+    assert f"must be NIfTI files, 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
 
 
 def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:
@@ -265,3 +267,20 @@ def test_config_of_several_processes_alone_is_one_line(bundle: Path, monkeypatch
     files = [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
     with pytest.raises(SystemExit, match="^error: .* torchrun --nproc_per_node=N"):
         ConfigWorkflow(files, workflow_type="train", logging_file=False).initialize()
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_output_that_cannot_be_written_is_one_line(bundle: Path, tmp_path: Path, name: str) -> None:
+    data = make_phantoms("Task04_Hippocampus", tmp_path / "data", n_cases=2, scale=0.1)
+    (tmp_path / "file").touch()
+    outputs = [{"output_dir": str(tmp_path / "file" / "out")}]
+    if name == "train":  # found before the first epoch, not when the first weights are saved
+        outputs.append({"ckpt_dir": str(tmp_path / "file"), "output_dir": str(tmp_path / "out")})
+    given: dict[str, Any] = {"dataset_dir": str(data / "imagesTr" if name == "inference" else data)}
+    if name != "train":
+        given["ckpt_path"] = str(tmp_path / "model.pt")
+        torch.save(workflow(bundle).parser.get_parsed_content("network").state_dict(), given["ckpt_path"])
+    for places in outputs:
+        message = error_of(bundle, name, **given, **places)
+        assert "cannot be written to" in message
+        assert str(tmp_path / "file") in message

@@ -245,3 +245,23 @@ def test_an_optimizer_without_the_weights_is_one_line(dataset: Path, tmp_path: P
     with pytest.raises(SystemExit, match="^error: optimizer: must train the weights that the loss learns") as caught:
         workflow.run()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("loss", "alpha"), [("FocalLoss", 0.25), ("TverskyLoss", 0.3)])
+def test_flags_of_the_same_name_are_kept_and_those_of_the_overlay_win(
+    dataset: Path, tmp_path: Path, loss: str, alpha: float
+) -> None:
+    """By the name alone: a Tversky loss's alpha too, until a loss_config says otherwise."""
+    file = zoo_bundle(tmp_path, "classes", dataset)
+    config = json.loads(file.read_text())
+    config["loss"] = {"_target_": loss, "to_onehot_y": True, "softmax": True, "alpha": alpha, "gamma": 1.0}
+    file.write_text(json.dumps(config))
+
+    def focal(**overrides: Any) -> Any:
+        workflow = ConfigWorkflow([str(file), str(OVERLAYS / "losses" / "focal.json")], logging_file=False, **overrides)
+        workflow.initialize()
+        return workflow.parser.get_parsed_content("loss")
+
+    assert (focal().alpha, focal().gamma) == (alpha, 2.0)  # the overlay sets gamma
+    assert (focal(loss_config="focal").alpha, focal(loss_config="focal").gamma) == (alpha, 1.0)
+    assert focal(loss_config={"type": "focal", "alpha": None}).alpha is None

@@ -70,7 +70,9 @@ def test_references_resolve_and_inference_prepares_as_validation_does(bundle: Pa
         for id, item in items.items():
             assert not [ref for ref in ReferenceResolver.find_refs_in_config(item.get_config(), id) if ref not in items]
     validation = parsers["train"].get("validate#preprocessing#transforms")
-    inference = parsers["inference"].get("preprocessing#transforms")
+    steps = parsers["inference"].get("preprocessing#transforms")
+    assert "(@load, case)" in steps[0]
+    inference = [parsers["inference"].get("load"), *steps[1:]]  # the first step loads, and names what it cannot
     assert [{**step, "keys": "image"} for step in validation if "keys" in step] == inference  # checks have none
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,3 +135,23 @@ def test_wrong_folder_is_one_clear_line_and_a_failure(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert lines[0].startswith("error: dataset_dir")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kept", "what"), [(0.5, "cannot be read"), (0.0, "must be NIfTI files")])
+def test_inference_names_the_image_that_is_cut_off(
+    run: SimpleNamespace, dataset: Path, tmp_path: Path, kept: float, what: str
+) -> None:
+    """With MONAI alone, and after the images before it were segmented; a header that is no header stops it at once."""
+    images = Path(shutil.copytree(dataset / "imagesTr", tmp_path / "images"))
+    bad = images / "case_2.nii.gz"
+    bad.write_bytes(bad.read_bytes()[: int(kept * bad.stat().st_size)])
+    options = ["--network_def", NETWORK, "--patch_size", "[16,16,16]", "--dataset_dir", str(images)]
+    places = ["--output_dir", str(tmp_path / "predictions"), "--ckpt_path", str(run.root / "models" / "model.pt")]
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        bundle_run(tmp_path, str(CONFIGS / "inference.json"), *options, *places, python=("-c", MONAI_ALONE))
+    assert caught.value.returncode == 1
+    assert "Traceback" not in caught.value.stderr + caught.value.stdout
+    (line,) = [line for line in caught.value.stderr.splitlines() if line.startswith("error:")]
+    assert str(bad) in line
+    assert what in line
+    assert len(list((tmp_path / "predictions").glob("*"))) == (2 if kept else 0)

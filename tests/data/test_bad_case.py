@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd
 
 from monai_losses_ext.data.bad_case import CaseError, CaseLoader, CheckCased
@@ -135,9 +136,9 @@ def test_case_without_foreground_is_trained_on(folder: Path) -> None:
     assert not SeededCacheDataset(cases, transform(), cache_rate=0.0)[0]["label"].any()
 
 
-def run(root: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Train with the bundle as a user does."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(TRAIN), "--bundle_root", str(root)]
+def run(root: Path, folder: Path, *options: str, configs: str = str(TRAIN)) -> subprocess.CompletedProcess[str]:
+    """Run the bundle as a user does."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", configs, "--bundle_root", str(root)]
     common = ["--dataset_dir", str(folder), "--network_def", NETWORK, "--patch_size", "[16,16,16]"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
     return subprocess.run(
@@ -148,11 +149,19 @@ def run(root: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[
 def stops_with_one_line(done: subprocess.CompletedProcess[str], case: dict[str, str], key: str) -> None:
     """Check exit status and message."""
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert Path(case["image"]).name.removesuffix(".nii.gz") in line
     assert case[key] in line
     assert "data check --dataset_dir" in line
+
+
+def statuses(root: Path) -> dict[str, str]:
+    """Return the status of each run in a bundle's MLflow store by what it does, the newest of each."""
+    client = MlflowClient(f"sqlite:///{root}/output/mlruns.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, order_by=["attributes.start_time ASC"])
+    return {run.info.run_name.split("_")[0]: run.info.status for run in runs}
 
 
 def test_bad_case_of_a_cached_training_writes_no_model(folder: Path, tmp_path: Path) -> None:
@@ -172,5 +181,9 @@ def test_bad_case_in_a_later_epoch_leaves_the_earlier_checkpoints(folder: Path, 
     cut_off(case["label"])
     done = run(tmp_path, folder, *options, "--epochs", "2", "--ckpt_dir", str(tmp_path / "models"))
     stops_with_one_line(done, case, "label")
+    assert statuses(tmp_path) == {"train": "FAILED"}
     assert {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model*.pt")} == before
     assert torch.load(tmp_path / "models" / "training_state.pt", weights_only=False)
+    done = run(tmp_path, folder, configs=f"['{TRAIN}','{TRAIN.with_name('evaluate.json')}']")
+    stops_with_one_line(done, case, "label")
+    assert statuses(tmp_path) == {"train": "FAILED", "evaluate": "FAILED"}

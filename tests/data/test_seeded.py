@@ -61,6 +61,35 @@ def test_changed_transforms_and_changed_files_are_prepared_anew(cases: list[dict
     assert torch.equal(first(), torch.full((1, 4, 4, 4), 0.5))
 
 
+@pytest.mark.parametrize("package", ["monai", "torch"])
+def test_another_version_prepares_anew(
+    cases: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    SeededPersistentDataset(cases[:1], steps(), tmp_path / "cache")[0]
+    monkeypatch.setattr(f"{package}.__version__", "99.0")
+    SeededPersistentDataset(cases[:1], steps(), tmp_path / "cache")[0]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_what_other_settings_left_is_told_with_a_command_that_deletes_it(
+    cases: list[dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "a cache"
+    for case in range(2):
+        SeededPersistentDataset(cases, steps(a_max=1.0), cache)[case]
+    SeededPersistentDataset(cases[:1], steps(a_max=1.0), cache)
+    assert not caplog.messages
+    SeededPersistentDataset(cases, steps(), cache)[0]
+    (message,) = caplog.messages
+    assert message.startswith("cache_dir: 2 prepared cases of other settings take 0.0 GiB. To delete them: find ")
+    subprocess.run(message.split("To delete them: ")[1], shell=True, check=True, timeout=60)
+    (kept,) = cache.iterdir()
+    before = kept.stat().st_mtime_ns
+    SeededPersistentDataset(cases, steps(), cache)[0]
+    assert kept.stat().st_mtime_ns == before
+    assert len(caplog.messages) == 1
+
+
 @pytest.mark.parametrize("kept_share", [0.0, 0.5])
 def test_a_file_that_was_cut_short_is_made_again(
     cases: list[dict[str, str]], tmp_path: Path, kept_share: float

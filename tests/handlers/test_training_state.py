@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 from monai.data import DataLoader, DistributedSampler
+from monai.handlers import StatsHandler
 from monai.transforms import Compose, Lambdad, RandGaussianNoised
 from torch import nn
 
@@ -219,3 +220,28 @@ def test_resumed_run_has_no_step_twice(store: Any) -> None:
     assert run.info.status == "FINISHED"
     train(1, 1, new_run=True)  # another training with the same name
     assert len(client.search_runs([client.get_experiment_by_name("test").experiment_id])) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "logged"),
+    [(SystemExit("error: x"), "FAILED", 0), (KeyError("x"), "FAILED", 1), (KeyboardInterrupt(), "KILLED", 1)],
+)
+def test_run_that_an_error_stops_is_closed(
+    store: Any, caplog: pytest.LogCaptureFixture, error: BaseException, status: str, logged: int
+) -> None:
+    """With MONAI's StatsHandler behind it, which logs a traceback of whatever reaches it."""
+
+    def step(engine: Engine, batch: int) -> None:
+        raise error
+
+    engine = Engine(step)
+    names = {"experiment_name": "test", "run_name": "test"}
+    ResumableMLFlowHandler(store.uri, iteration_log=False, epoch_log=False, **names).attach(engine)
+    StatsHandler(iteration_log=False, epoch_log=False).attach(engine)
+    with pytest.raises(type(error)) as caught:
+        engine.run([0])
+    assert caught.value is error
+    assert sum(record.exc_info is not None for record in caplog.records) == logged
+    client = MlflowClient(store.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert run.info.status == status
