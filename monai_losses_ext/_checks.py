@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -30,8 +33,11 @@ def describe(value: Any) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the allowed name closest to ``word``, or an empty string."""
-    close = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.6)
+    """Return `` Did you mean 'x'?`` for the allowed name closest to ``word``, or one that holds it, or nothing."""
+    names = list(allowed)
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    if not close and len(str(word)) > 2:
+        close = [name for name in names if str(word).lower() in name.lower()]
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -50,6 +56,16 @@ def one_of(argument: str, value: Any, allowed: Iterable[str]) -> str:
     if value not in names:
         raise fail(argument, f"must be one of {', '.join(names)}", value, nearest(value, names))
     return str(value)
+
+
+def why_unwritable(folder: str | os.PathLike[str]) -> str | None:
+    """Make a folder, and return why it cannot be written to, or None where it can."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return str(error.strerror)
+    return None
 
 
 class Limits(NamedTuple):

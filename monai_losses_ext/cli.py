@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from monai_losses_ext import bundlekit
+from monai_losses_ext._checks import why_unwritable
 from monai_losses_ext.data.check import check_dataset
 from monai_losses_ext.data.download import download
 from monai_losses_ext.data.phantoms import make_phantoms
@@ -116,12 +116,9 @@ def _add_bundles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _writable(folder: str) -> str:
     """Return a folder to write to, which is made, or raise a ValueError."""
-    try:
-        path = Path(folder).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise ValueError(f"out: must be a folder that can be written to ({error.strerror}); got {folder}.") from None
+    folder = os.path.expanduser(folder)
+    if reason := why_unwritable(folder):
+        raise ValueError(f"out: must be a folder that can be written to ({reason}); got {folder}.")
     return folder
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from monai.bundle import ConfigWorkflow
 from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
-from monai_losses_ext._checks import fail, nearest
+from monai_losses_ext._checks import fail, nearest, why_unwritable
 from monai_losses_ext.data.dataset import read_cases
 from monai_losses_ext.data.tasks import stride_product
 from monai_losses_ext.losses.base import DISTANCE, LABEL
@@ -198,12 +197,9 @@ def check_outputs(*folders: str | os.PathLike[str]) -> None:
     Raises:
         SystemExit: one line, with the folder.
     """
-    try:
-        for folder in folders:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise SystemExit(f"error: output: {folder} cannot be written to ({error.strerror}).") from None
+    for folder in folders:
+        if reason := why_unwritable(folder):
+            raise SystemExit(f"error: output: {folder} cannot be written to ({reason}).")
 
 
 def save_config(path: str | os.PathLike[str]) -> None:

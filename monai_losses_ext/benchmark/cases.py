@@ -14,6 +14,7 @@ from torch import Tensor
 
 import monai_losses_ext as ours
 
+PARITY_SIDE = 32  # voxels along each axis of the small volume on which losses must agree before large ones are timed
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 SHAPES: dict[str, tuple[int, ...]] = {
     "2x3x96^3": (2, 3, 96, 96, 96),

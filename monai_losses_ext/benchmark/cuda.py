@@ -16,14 +16,13 @@ from monai.losses import BoundaryLoss as MonaiBoundaryLoss
 from torch import Tensor
 
 import monai_losses_ext as ours
-from monai_losses_ext.benchmark.cases import SHAPES, Pair, loss_pairs, make_batch
+from monai_losses_ext.benchmark.cases import PARITY_SIDE, SHAPES, Pair, loss_pairs, make_batch
 from monai_losses_ext.benchmark.speed import check_parity, quantiles
 from monai_losses_ext.distance import signed_distance
 
 CUDA_SHAPES = {**SHAPES, "2x14x128^3": (2, 14, 128, 128, 128), "1x118x128^3": (1, 118, 128, 128, 128)}
 CUDA_LOSSES = ("dice", "tversky", "cross_entropy", "focal", "dice_ce", "dice_focal", "dice_focal_boundary")
 WARM_UP = 3  # rounds; the first compiles
-PARITY_SIDE = 32  # voxels along each axis of the volume on which losses must agree
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
 
 Step = Callable[[], Tensor]

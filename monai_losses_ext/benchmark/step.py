@@ -19,7 +19,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from monai_losses_ext import get_loss
-from monai_losses_ext.benchmark.cases import LossFunction, LossSum, Pair, make_batch
+from monai_losses_ext.benchmark.cases import PARITY_SIDE, LossFunction, LossSum, Pair, make_batch
 from monai_losses_ext.benchmark.speed import check_parity, in_turn, quantiles
 from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.data.tasks import TASKS
@@ -27,7 +27,6 @@ from monai_losses_ext.data.tasks import TASKS
 BUNDLES = Path(__file__).parents[2] / "bundles"
 STEP_TASKS = ("Task04_Hippocampus", "Task09_Spleen")
 N_PHANTOMS = 3  # one is kept for validation
-PARITY_SIDE = 32  # voxels along each axis of the volume on which losses must agree
 
 
 def measure_steps(task: str, device: str, repeats: int, seed: int) -> list[dict[str, Any]]:

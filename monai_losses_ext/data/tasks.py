@@ -8,7 +8,6 @@ task is a new row.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -161,14 +160,9 @@ def get_task(name: str) -> Task:
     """Return the task called ``name``, such as ``Task04_Hippocampus``.
 
     Raises:
-        ValueError: if there is none, with the names there are and the nearest one; ``Liver`` is near enough.
+        ValueError: if there is none, with the names there are and the nearest one.
     """
-    if name not in TASKS:
-        organs = {word.lower(): task for task in TASKS for word in (task, task.split("_", 1)[1])}
-        close = difflib.get_close_matches(name.lower(), organs, n=1)
-        hint = f" Did you mean {organs[close[0]]!r}?" if close else ""
-        raise fail("task", f"must be one of {', '.join(TASKS)}", name, hint)
-    return TASKS[name]
+    return TASKS[one_of("task", name, TASKS)]
 
 
 def stride_product(strides: Sequence[int | Sequence[int]], n_axes: int) -> list[int]:

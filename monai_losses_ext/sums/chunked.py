@@ -27,15 +27,14 @@ from monai_losses_ext.sums.chunk import (
     Scratch,
     elementwise_gradient,
     elementwise_sums,
-    softmax_gradient,
-    softmax_sums,
 )
+from monai_losses_ext.sums.softmax import softmax_gradient, softmax_sums
 
 # Elements (voxels times classes) that a thread works on at a time; a GPU wants few launches instead.
 TILE_ELEMENTS = 2**19
 CHUNK_ELEMENTS_ELSEWHERE = 2**24
-# A chunk has up to five buffers of its size; on a CPU a small volume is cut finer, so that they stay small beside it,
-# but not so fine that to call an operation takes longer than its arithmetic.
+# A chunk has four buffers of its size, up to eight for focal on soft labels. On a CPU a small volume is cut finer, so
+# that they stay small beside it, but not so fine that to call an operation takes longer than its arithmetic.
 MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 20, 2**18
 
 

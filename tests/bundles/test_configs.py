@@ -81,7 +81,9 @@ def test_network_keeps_the_patch_shape(bundle: Path) -> None:
 def test_inference_prepares_images_as_validation_does(bundle: Path) -> None:
     validation = workflow(bundle).parser.get("validate#preprocessing#transforms")
     parser = workflow(bundle, "inference").parser
-    inference = [parser.get("load"), *parser.get("preprocessing#transforms")[1:]]
+    first, *others = parser.get("preprocessing#transforms")
+    assert "(@load, case)" in first
+    inference = [parser.get("load"), *others]
     assert [{**step, "keys": "image"} for step in validation if "keys" in step] == inference  # checks have none
 
 
@@ -235,7 +237,7 @@ def test_image_of_other_channels_is_refused_by_inference_with_its_name(bundle: P
     for name, shape in (("a", (9, 8, 7)), ("b", (9, 8, 7, 2))):
         nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
     message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"must be NIfTI files, 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
+    assert f"must be 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
 
 
 def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:
