@@ -133,7 +133,7 @@ def plain_sum(name: str, chunk: Chunk, p: Tensor) -> Tensor:
         # p is 0 where a voxel does not count, but 0 times what stands in the map there may be no number
         return chunk.mask_(torch.mul(p, chunk.distance, out=chunk.scratch("product", *p.shape))).sum(-1)
     if name == "surface_min" and chunk.distance is not None:
-        return chunk.mask_(torch.clamp(chunk.distance, max=0, out=chunk.scratch("product", *p.shape))).sum(-1)
+        return chunk.mask_(torch.clamp_max(chunk.distance, 0, out=chunk.scratch("product", *p.shape))).sum(-1)
     if chunk.dropped is None:
         return p.new_full(p.shape[:2], p.shape[2])
     return (~chunk.dropped).sum(-1).expand(p.shape[:2])

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 import subprocess
 import sys
 from itertools import product
@@ -245,16 +244,6 @@ def test_no_voxels_sum_up_to_zero(shape):
         assert not value.any()
     sum(value.sum() for value in sums.values()).backward()
     assert x.grad.shape == shape
-
-
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are asked for on Linux")
-def test_a_kernel_without_huge_pages(monkeypatch):
-    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)  # advice that no kernel takes
-    with pytest.raises(OSError, match="Invalid argument"), mmap.mmap(-1, 4096) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    x = torch.zeros(1, 2, 2**21, requires_grad=True)
-    voxel_sums(x, torch.zeros(1, 2**21, dtype=torch.uint8), ["tp"])["tp"].sum().backward()
-    torch.testing.assert_close(x.grad[0], torch.tensor([[0.25], [-0.25]]).expand(2, 2**21))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read as Linux tells it")
