@@ -17,7 +17,9 @@ def works(what: str, attempt: Callable[[], object], instead: str) -> bool:
     try:
         attempt()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        # Triton's compiler says where, quotes the source, and says what last.
+        reason = f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") else lines[0]
         warnings.warn(f"{what} does not work here ({reason}); {instead}", RuntimeWarning, stacklevel=2)
         return False
     return True

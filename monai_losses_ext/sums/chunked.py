@@ -137,6 +137,8 @@ def _chunks(
                 labels = index_labels(g, num_classes, dropped, check_labels)
                 g = _one_hot(labels, classes, scratch("target", *x.shape))
             x, g = cast("logits", x, dropped), cast("target", g, dropped)
+            if check_labels and not is_index:
+                check_dense(g)
             phi = None if phi is None else cast("distance", phi, None)
             yield b, piece, Chunk(x, g, is_index, phi, dropped, scratch)
 
@@ -185,6 +187,16 @@ def index_labels(target: Tensor, num_classes: int, dropped: Tensor | None, check
     return labels
 
 
+def check_dense(target: Tensor) -> None:
+    """Refuse dense labels beyond 0 and 1, on a CPU; interpolation may overshoot by less than a half."""
+    if target.device.type != "cpu" or not target.numel() or target.dtype == torch.bool:
+        return
+    low, high = torch.aminmax(target)
+    if not (low >= -0.5 and high <= 1.5):  # NaN is neither
+        wrong = target[~((target >= -0.5) & (target <= 1.5))][0].item()
+        raise _checks.fail("target", "dense labels (a channel per class) must be 0, 1 or between", wrong, _RESCALE)
+
+
 def _one_hot(labels: Tensor, classes: Tensor, out: Tensor) -> Tensor:
     """Write the one-hot encoding of ``[N]`` labels to ``out``, ``[C, N]``; ``classes`` are 0..C-1, ``[C, 1]``.
 
@@ -194,4 +206,5 @@ def _one_hot(labels: Tensor, classes: Tensor, out: Tensor) -> Tensor:
 
 
 _INTERPOLATED = " Were labels resampled with an interpolation other than nearest?"
+_RESCALE = " A mask of 0 and 255 is divided by 255; a label map needs an input with a channel per class."
 _IGNORE = " A label that should not count goes into ignore_index."

@@ -52,7 +52,7 @@ def voxel_sums(
 
     Raises:
         ValueError: for an unknown term or activation, a backend that is unknown or cannot do this, and (on a CPU) for
-            index labels out of range.
+            index labels out of range and dense labels beyond 0 and 1.
         ShapeError: where input and target do not fit; it is also an ``AssertionError``.
 
     Example:
@@ -63,6 +63,7 @@ def voxel_sums(
         ([[0.5, 1.5]], [[1.0, 3.0]])
     """
     _checks.one_of("backend", backend, BACKENDS)
+    terms_ = list(terms_)
     terms.check(terms_, activation, distance is not None)
     input, target = checked(input, target)  # noqa: A001
     distance = None if distance is None else _checked_distance(input, distance)
@@ -98,6 +99,8 @@ def voxel_inputs(
     if target.shape[1] < input.shape[1]:
         labels = chunked.index_labels(target, input.shape[1], dropped, check=True)
         target = terms.one_hot(labels[:, 0], input.shape[1], dtype).transpose(0, 1)
+    else:
+        chunked.check_dense(target if dropped is None else target.masked_fill(dropped, 0))
     logits = input.to(dtype)
     return logits if dropped is None else logits.masked_fill(dropped, 0.0), target.to(dtype), dropped
 
@@ -108,6 +111,8 @@ def checked(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A0
     Sums and maps over voxels have no affine, so a MetaTensor's is dropped.
     """
     check_input(input)
+    if not isinstance(target, Tensor):
+        raise _checks.fail("target", "must be a tensor", type(target).__name__)
     input, target = _plain(input), _plain(target)  # noqa: A001
     target = with_channel_axis(input, target)
     if target.device != input.device:

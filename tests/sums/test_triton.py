@@ -274,8 +274,13 @@ def test_a_machine_where_it_does_not_work_is_told_once_and_goes_on():
     def attempt():
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
 
+    def compile_error():
+        raise RuntimeError("at 54:39:\n    total = tl.sum(p, 0)\n            ^\nunsupported type")
+
     with pytest.warns(RuntimeWarning, match=r"^Triton does not work here \(Failed to find C compiler\.\); slower\.$"):
         assert not _fallback.works("Triton", attempt, "slower.")
+    with pytest.warns(RuntimeWarning, match=r"^Triton does not work here \(at 54:39: unsupported type\); slower\.$"):
+        assert not _fallback.works("Triton", compile_error, "slower.")
     assert _fallback.works("Triton", lambda: None, "slower.")
 
 
