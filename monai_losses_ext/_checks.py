@@ -28,17 +28,36 @@ class ShapeError(ValueError, AssertionError):
 
 def describe(value: Any) -> str:
     """Return ``value`` as an error message shows it: short, and on one line."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the allowed name closest to ``word``, or one that holds it, or nothing."""
-    names = list(allowed)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    if not close and len(str(word)) > 2:
-        close = [name for name in names if str(word).lower() in name.lower()]
-    return f" Did you mean {close[0]!r}?" if close else ""
+def nearest(word: Any, allowed: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the allowed name that ``word`` was meant to be, or nothing.
+
+    That is the one with these initials (``ce`` for ``cross_entropy``), the closest one, or one that holds the word;
+    written as a class (``DiceCELoss`` for ``dice_ce``) or as a name.
+    """
+    if not isinstance(word, str):
+        return ""
+    names: dict[str, str] = {}
+    for name in allowed:
+        names.setdefault(_plain(name), name)
+    typed = _plain(word)
+    close = [plain for plain, name in names.items() if "_" in name and typed == "".join(w[:1] for w in name.split("_"))]
+    close = close or difflib.get_close_matches(typed, names, n=1, cutoff=0.6)
+    if not close and len(typed) > 2:
+        close = [plain for plain in names if typed in plain]
+    return f" Did you mean {names[close[0]]!r}?" if close else ""
+
+
+def _plain(name: str) -> str:
+    """Return a name as classes and configs have it in common."""
+    letters = name.lower().replace("_", "")
+    return letters.removesuffix("loss") or letters
 
 
 def fail(argument: str, rule: str, value: Any, hint: str = "") -> ValueError:
@@ -154,8 +173,9 @@ def _matches(value: Any, option: Any) -> bool:
         is_number = isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
         return is_number and limits.allow(value)
     if get_origin(kind) is Sequence:
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        return is_list and all(_matches(item, get_args(kind)[0]) for item in value)
+        items = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor is a list too
+        is_list = isinstance(items, Sequence) and not isinstance(items, str)
+        return is_list and all(_matches(item, get_args(kind)[0]) for item in items)
     return isinstance(value, get_origin(kind) or kind)
 
 

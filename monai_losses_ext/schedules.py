@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -52,10 +53,14 @@ def rebalance(
         floor: what the regions keep.
     """
     _checks.check_arguments(rebalance, {"component": component, "step": step, "floor": floor})
-    names = [regions] if isinstance(regions, str) else list(regions)
-    shares = [float(regions[name]) for name in names] if isinstance(regions, Mapping) else [1.0] * len(names)
-    if not names or not all(0 <= share < math.inf for share in shares) or sum(shares) == 0:
-        raise _checks.fail("regions", "must name at least one loss, with shares of at least 0", regions)
+    names = [regions] if isinstance(regions, str) else regions
+    if not isinstance(names, (Sequence, Mapping)) or not all(isinstance(name, str) for name in names):
+        rule = "must be a loss's name, a list of names, or a dictionary of names and their shares"
+        raise _checks.fail("regions", rule, regions)
+    given = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
+    shares = [_checks.number(f"regions: {name}", given[name], _checks.Limits(minimum=0)) for name in names]
+    if sum(shares) == 0:
+        raise _checks.fail("regions", "must name at least one loss, with a share above 0", regions)
     if len({*names, component}) <= len(names):
         raise _checks.fail("regions", f"must differ from each other and from {component!r}", regions)
 
@@ -80,25 +85,37 @@ def get_schedule(config: Mapping[str, Any]) -> Schedule:
     """Build a schedule from its description, such as ``{"type": "linear", "component": "boundary", "start": 0, ...}``.
 
     Raises:
-        ValueError: one line, for an unknown type or argument, a missing one, or a wrong value.
+        ValueError: one line, for what is no dictionary, an unknown type or argument, a missing one, or a wrong value.
     """
-    arguments = dict(config) if isinstance(config, Mapping) else {}
+    if not isinstance(config, Mapping):
+        raise _checks.fail("schedule", "must be a dictionary with a type", config)
+    arguments = dict(config)
     kind = _checks.one_of("schedule: type", arguments.pop("type", None), SCHEDULES)
-    build = SCHEDULES[kind]
-    known = list(build.__annotations__)[:-1]  # the last is the return type
+    parameters = inspect.signature(SCHEDULES[kind]).parameters
     for key in arguments:
-        _checks.one_of(f"schedule: {kind}: key", key, known)
+        _checks.one_of(f"schedule: {kind}: key", key, parameters)
+    required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    missing = [key for key in required if key not in arguments]
+    if missing:
+        rule, hint = f"takes {', '.join(parameters)}", f" Missing: {', '.join(missing)}."
+        raise _checks.fail(f"schedule: {kind}", rule, list(arguments), hint)
     try:
-        return build(**arguments)
-    except TypeError as error:
-        raise _checks.fail(f"schedule: {kind}", f"takes {', '.join(known)}", str(error)) from None
+        return SCHEDULES[kind](**arguments)
     except ValueError as error:
         raise ValueError(f"schedule: {kind}: {error}") from None
 
 
 def get_schedules(configs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Schedule]:
-    """Build schedules from one description or a list of them; see :func:`get_schedule`."""
-    return [get_schedule(config) for config in ([configs] if isinstance(configs, Mapping) else configs)]
+    """Build schedules from one description or a list of them; see :func:`get_schedule`.
+
+    Raises:
+        ValueError: one line, for anything else.
+    """
+    if isinstance(configs, Mapping):
+        return [get_schedule(configs)]
+    if not isinstance(configs, Sequence) or isinstance(configs, str):
+        raise _checks.fail("schedules", "must be a dictionary with a type, or a list of them", configs)
+    return [get_schedule(config) for config in configs]
 
 
 def weights_at(schedules: Sequence[Schedule], epoch: int) -> Weights:

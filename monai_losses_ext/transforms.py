@@ -13,6 +13,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from torch import Tensor
 
 from monai_losses_ext import _checks
 from monai_losses_ext.distance import signed_distance
@@ -82,6 +83,9 @@ class SignedDistanceMapd(MapTransform):
         case = dict(data)
         for key, name in self.key_iterator(case, self.names):
             label = torch.as_tensor(case[key]) if isinstance(case[key], np.ndarray) else case[key]
+            if not isinstance(label, Tensor):
+                rule = "must be a tensor or an array (LoadImaged makes one of a path)"
+                raise _checks.fail(f"SignedDistanceMapd: {key!r}", rule, label)
             spacing = self.spacing if self.spacing is not None else spacing_of(label, label.ndim - 1)
             if spacing is None:
                 warnings.warn(

@@ -68,6 +68,10 @@ def test_overlapping_masks_several_labels_plain_arrays():
     with pytest.warns(UserWarning, match="SignedDistanceMapd: 'a' has no affine"):
         in_voxels = SignedDistanceMapd("a")({"a": masks})["distance"]
     assert torch.allclose(2 * in_voxels, expected)
+    with pytest.raises(
+        ValueError, match=r"^SignedDistanceMapd: 'a': must be a tensor .*LoadImaged.*; got 'a.nii.gz'\.$"
+    ):
+        SignedDistanceMapd("a")({"a": "a.nii.gz"})
     with pytest.raises(ValueError, match=r"^names: must hold one name per key \(2\)"):
         SignedDistanceMapd(["a", "b"], names=["phi"])
     with pytest.raises(ValueError, match=r"^dtype: must be one of float32, float16; got 'float61'"):

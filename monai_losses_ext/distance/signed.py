@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | None
 
 def signed_distance(
     target: Tensor,
-    num_classes: int | None = None,
+    num_classes: Annotated[int, _checks.Limits(minimum=1)] | None = None,
     spacing: Spacing = None,
     absent: str = "far",
     convention: str = "signed",
@@ -55,14 +56,15 @@ def signed_distance(
         ``[B, C, *S]`` in mm, float32, on the target's device.
 
     Raises:
-        ValueError: for another shape, spacing, convention or backend, and (on the CPU; a GPU would have to wait for it)
-            for index labels that are no whole numbers, which count as no class.
+        ValueError: for another type, shape, number of classes, spacing, convention or backend, and (on the CPU; a GPU
+            would have to wait for it) for index labels that are no whole numbers, which count as no class.
 
     Example:
         >>> import torch
         >>> signed_distance(torch.tensor([[[0, 0, 1, 1]]]), num_classes=2, spacing=0.5)[0, 1].tolist()
         [1.0, 0.5, -0.5, -1.0]
     """
+    _checks.check_arguments(signed_distance, {"target": target, "num_classes": num_classes})
     _checks.one_of("absent", absent, ABSENT)
     _checks.one_of("convention", convention, CONVENTIONS)
     target = target.as_subclass(Tensor).detach()

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
@@ -47,12 +48,14 @@ class VoxelLoss(_Loss):
     Attributes:
         backend: how the sums are computed, see :func:`monai_losses_ext.sums.voxel_sums`; ``auto`` unless set.
         strict: raise an error for softmax over one channel (a constant), where MONAI warns and leaves it out.
+        non_negative: whether the value is never below 0, for probabilities and labels between 0 and 1.
     """
 
     terms: tuple[str, ...] = ()
     class_weight: Tensor | None
     backend = "auto"
     strict = False
+    non_negative = True
 
     def __init__(
         self,
@@ -208,10 +211,23 @@ def activation_of(sigmoid: bool, softmax: bool, other_act: Any) -> str:
     return "none" if not chosen or chosen[0] == "other_act" else chosen[0]
 
 
+def as_list(argument: str, rule: str, values: Any) -> list[Any]:
+    """Return what holds values one after another, be it an array or a tensor, as a list.
+
+    Raises:
+        ValueError: for a text, a dictionary, and what holds nothing.
+    """
+    items = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values
+    if isinstance(items, (str, Mapping)) or not isinstance(items, Iterable):
+        raise _checks.fail(argument, rule, values)
+    return list(items)
+
+
 def per_class(argument: str, values: float | Sequence[float] | Tensor | None) -> Tensor | None:
     """Return per-class values as a tensor, ``[C]`` or ``[]``, None as it is; float64, so that 0.3 stays 0.3 there."""
     if values is None:
         return None
+    values = values.tolist() if isinstance(values, np.ndarray) else values  # torch takes no reversed array
     tensor = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     if tensor.ndim > 1 or not ((tensor >= 0) & tensor.isfinite()).all():
         raise _checks.fail(argument, "must be one number per class, none of them negative", tensor.tolist())

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Sized
 from typing import Literal
 
 import torch
@@ -104,7 +104,7 @@ class BoundaryLoss(VoxelLoss):
         self.normalize = normalize
         self.absent = absent
         self.convention = convention
-        self.spacing = tuple(spacing) if isinstance(spacing, Sequence) else spacing
+        self.spacing = tuple(map(float, spacing)) if isinstance(spacing, Sized) else spacing
         self.distance_backend = distance_backend
         self._warned = False
 
@@ -128,6 +128,9 @@ class BoundaryLoss(VoxelLoss):
         elif not isinstance(distance, Tensor) or distance.device != input.device:
             got = distance.device if isinstance(distance, Tensor) else type(distance).__name__
             raise _checks.fail("distance", f"must be a tensor on the input's device, {input.device}", str(got))
+        elif distance.shape != input.shape:
+            rule = f"must have the input's shape {list(input.shape)}"
+            raise _checks.ShapeError(f"distance: {rule}; got {list(distance.shape)}.")
         if self.normalize == "distance":
             axes = tuple(range(2, distance.ndim))
             counted = distance if dropped is None else distance.masked_fill(dropped, 0.0)

@@ -10,19 +10,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import monai.losses
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses.base import Target, VoxelLoss, fused_values, label_and_distance
+from monai_losses_ext.losses.base import Target, VoxelLoss, as_list, fused_values, label_and_distance
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.focal import FocalLoss
 from monai_losses_ext.losses.hausdorff import HausdorffDTLoss
 from monai_losses_ext.losses.weighting import FixedWeighting, Weighting, get_weighting
 
-# Losses that are never negative for probabilities and labels, with the smoothing that they have by default.
+# Losses that know no sign of their own, and are never negative for probabilities and labels, with their default alpha
+# and no more smoothing above than below.
 NON_NEGATIVE = (
-    VoxelLoss,
     HausdorffDTLoss,
     monai.losses.DiceLoss,
     monai.losses.GeneralizedDiceLoss,
@@ -56,7 +57,8 @@ class CompoundLoss(_Loss):
 
     Args:
         losses: the components, losses of this package or any module called with ``(input, target)``; not compounds.
-        weights: the initial weight of each component, none negative; equal weights that sum to 1 unless given.
+        weights: the initial weight of each component, none negative, in a list, an array or a tensor; equal weights
+            that sum to 1 unless given.
         names: one per component, as they appear in logs; None, or no list: taken from the classes (``dice``, ``focal``,
             ``dice_2``).
         learnable: learn the weights by gradient, by ``softmax`` unless weighting says how.
@@ -66,7 +68,9 @@ class CompoundLoss(_Loss):
             ``learnable``. A :class:`Weighting` object brings its own initial weights.
 
     Shape:
-        As its components; those with ``reduction="none"`` are broadcast against each other, with fixed weights alone.
+        As its components. With fixed weights some may have ``reduction="none"``, if these all give values per sample,
+        class and voxel, ``[B, C', *S]`` or with voxel axes of 1, as focal and Dice loss (that with ``batch`` too); or
+        all ``[B, *S]``, as the cross-entropy; or all ``[B, C']``, as the others. A single number counts for each value.
 
     Attributes:
         weighting: the mode, a :class:`monai_losses_ext.losses.weighting.Weighting`.
@@ -74,7 +78,8 @@ class CompoundLoss(_Loss):
 
     Raises:
         ValueError: for no component, a nested compound, a negative weight, names and weights of another number, an
-            unknown weighting or option, or a weighting that cannot take these components, weights or ``learnable``.
+            unknown weighting or option, or a weighting that cannot take these components, weights or ``learnable``; in
+            a forward pass for terms whose axes differ.
 
     Example:
         >>> import torch
@@ -90,13 +95,13 @@ class CompoundLoss(_Loss):
     def __init__(
         self,
         losses: Sequence[nn.Module],
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | np.ndarray[Any, Any] | Tensor | None = None,
         names: Sequence[str | None] | None = None,
         learnable: bool = False,
         weighting: str | Mapping[str, Any] | Weighting | None = None,
     ) -> None:
         super().__init__()
-        losses = list(losses)
+        losses = as_list("losses", "must be a list of losses", losses)
         if not losses:
             raise _checks.fail("losses", "must hold at least one loss", losses)
         for loss in losses:
@@ -106,11 +111,12 @@ class CompoundLoss(_Loss):
                 raise _checks.fail(
                     "losses", "compounds do not nest; list their components instead", type(loss).__name__
                 )
-        values = [1 / len(losses)] * len(losses) if weights is None else list(weights)
-        wanted = [None] * len(losses) if names is None else list(names)
+        rule = f"must hold one entry per loss ({len(losses)})"
+        values = [1 / len(losses)] * len(losses) if weights is None else as_list("weights", rule, weights)
+        wanted = [None] * len(losses) if names is None else as_list("names", rule, names)
         for argument, given in (("weights", values), ("names", wanted)):
             if len(given) != len(losses):
-                raise _checks.fail(argument, f"must hold one entry per loss ({len(losses)})", f"{len(given)} entries")
+                raise _checks.fail(argument, rule, f"{len(given)} entries")
         self.names = tuple(str(name or default) for name, default in zip(wanted, _default_names(losses), strict=True))
         if len(set(self.names)) < len(losses):
             raise _checks.fail("names", "must differ from each other", list(self.names))
@@ -167,7 +173,9 @@ class CompoundLoss(_Loss):
                 such a ``label`` and its signed ``distance`` map, for a boundary loss among the components.
         """
         terms = self.component_values(input, target)
-        self.last_terms = {name: term.detach() for name, term in zip(self.names, terms, strict=True)}
+        named = dict(zip(self.names, terms, strict=True))
+        _check_axes(named)
+        self.last_terms = {name: term.detach() for name, term in named.items()}
         return self.weighting.combine(terms)
 
     def component_values(self, input: Tensor, target: Target) -> list[Tensor]:  # noqa: A002
@@ -183,16 +191,51 @@ class CompoundLoss(_Loss):
     def _check_signs(self) -> None:
         """Refuse a component that may be negative where the weighting cannot take that."""
         for name, loss in zip(self.names, self.losses, strict=True):
-            known = isinstance(loss, NON_NEGATIVE) or getattr(loss, "non_negative", False) is True
-            if not known and not self.weighting.takes_negative:
-                rule = f"may be negative, which weighting {self.weighting.kind!r} cannot take; use softmax, or set "
+            if self.weighting.takes_negative or _is_non_negative(loss):
+                continue
+            rule = f"may be negative, which weighting {self.weighting.kind!r} cannot take; use softmax, or set "
+            if _smooths_above(loss):
+                rule += "smooth_nr to at most smooth_dr"
+            else:
                 rule += "non_negative = True on a loss that never is"
-                raise _checks.fail(f"losses: {name}", rule, type(loss).__name__)
+            raise _checks.fail(f"losses: {name}", rule, type(loss).__name__)
+
+
+def _is_non_negative(loss: nn.Module) -> bool:
+    """Tell whether the loss says that it is never negative, or is known to be so."""
+    said = getattr(loss, "non_negative", None)
+    return said if isinstance(said, bool) else isinstance(loss, NON_NEGATIVE) and not _smooths_above(loss)
+
+
+def _smooths_above(loss: nn.Module) -> bool:
+    """Tell whether an overlap loss, or one within, falls below 0 for a class that neither side holds."""
+    return any(getattr(part, "smooth_nr", 0) > getattr(part, "smooth_dr", 0) for part in loss.modules())
 
 
 def _is_voxel_map(loss: VoxelLoss) -> bool:
     """Tell whether the loss returns a value per voxel, which is no formula on sums."""
     return loss.reduction == "none" and isinstance(loss, (CrossEntropyLoss, FocalLoss))
+
+
+def _check_axes(terms: Mapping[str, Tensor]) -> None:
+    """Refuse terms whose axes differ in what they are, which torch would add up all the same where lengths agree."""
+    shapes = {name: list(term.shape) for name, term in terms.items() if term.ndim > 0}
+    if not shapes:
+        return
+    most = max([len(shape) for shape in shapes.values()])
+    samples = next(shape[0] for shape in shapes.values() if len(shape) == most)
+    # Dice of a whole batch, [C', 1, ...], has no axis of samples.
+    full = [
+        [samples, *shape] if len(shape) == most - 1 and all(length == 1 for length in shape[1:]) else shape
+        for shape in shapes.values()
+    ]
+    fits = all(len(shape) == most for shape in full) and all(
+        len({length for length in lengths if axis < 2 or length != 1}) <= 1
+        for axis, lengths in enumerate(zip(*full, strict=True))
+    )
+    if not fits:
+        rule = "values of reduction='none' must have the same axes (samples, classes, voxels) to be added up"
+        raise _checks.fail("losses", rule, shapes)
 
 
 def _default_names(losses: Sequence[nn.Module]) -> list[str]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from monai_losses_ext import _checks
@@ -19,6 +18,7 @@ from monai_losses_ext.losses.base import (
     activation_of,
     label_and_distance,
 )
+from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.voxel_sums import check_input, voxel_inputs
 
 
@@ -95,17 +95,23 @@ class CrossEntropyLoss(VoxelLoss):
         num_channels = sums["ce"].shape[1]
         weight = self.per_counted_class("weight", self.class_weight, num_channels)
         weight = sums["ce"].new_ones(()) if weight is None else weight.to(sums["ce"])
-        if "ce_neg" in sums and self.activation_for(num_channels) == "sigmoid":
-            total, count = (weight * sums["ce"] + sums["ce_neg"]).sum(), sums["count"].sum()
+        total = self._weighed(sums, weight, num_channels).sum()
+        if self.activation_for(num_channels) == "sigmoid":
+            count = sums["count"].sum()
         else:
-            smoothing = self.label_smoothing
-            total = (1 - smoothing) * (weight * sums["ce"]).sum()
-            if smoothing:
-                total = total + smoothing / num_channels * (weight * sums["logp"]).sum()
             # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
             count = (weight * sums["ref"]).sum() if is_index else sums["count"][:, 0].sum()
         # Where nothing counts the total is 0 too; a tiny divisor would make its gradient infinite.
         return total if self.reduction == "sum" else total / torch.where(count > 0, count, 1.0)
+
+    def _weighed(self, parts: Sums, weight: Tensor, num_channels: int) -> Tensor:
+        """Return the cross-entropy of each class, of sums or of voxels; ``weight`` has the axes of the parts."""
+        if self.activation_for(num_channels) == "sigmoid":
+            return weight * parts["ce"] + parts["ce_neg"]
+        values = (1 - self.label_smoothing) * weight * parts["ce"]
+        if self.label_smoothing:
+            values = values + self.label_smoothing / num_channels * weight * parts["logp"]
+        return values
 
     def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
@@ -116,14 +122,15 @@ class CrossEntropyLoss(VoxelLoss):
     def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
         check_input(logits)
         num_channels = logits.shape[1]
-        logits, dense, dropped = voxel_inputs(logits, target, self.activation_for(num_channels), self.ignore_index)
+        activation = self.activation_for(num_channels)
+        x, dense, dropped = voxel_inputs(logits, target, activation, self.ignore_index)
+        terms = [term for term in self.terms_for(num_channels) if term in T.LOG_TERMS]
+        parts = T.voxel_values(terms, activation, x.transpose(0, 1), dense.transpose(0, 1), None)  # C B *S
         weight = self.per_counted_class("weight", self.class_weight, num_channels)
-        weight = None if weight is None else weight.to(logits).expand(num_channels)
-        if self.activation_for(num_channels) == "sigmoid":
-            pos_weight = None if weight is None else weight.view(-1, *[1] * (logits.ndim - 2))
-            values = F.binary_cross_entropy_with_logits(logits, dense, pos_weight=pos_weight, reduction="none")
+        weight = x.new_ones(()) if weight is None else weight.to(x)
+        values = self._weighed(parts, weight.view(-1, *[1] * (x.ndim - 1)), num_channels)
+        if activation == "sigmoid":
+            values = values.transpose(0, 1)
         else:
-            smoothing = self.label_smoothing
-            values = F.cross_entropy(logits, dense, weight=weight, label_smoothing=smoothing, reduction="none")
-            dropped = None if dropped is None else dropped.squeeze(1)
+            values, dropped = values.sum(0), None if dropped is None else dropped.squeeze(1)
         return values if dropped is None else values.masked_fill(dropped, 0.0)

@@ -22,8 +22,13 @@ class OverlapLoss(VoxelLoss):
     https://arxiv.org/abs/2303.16296); for hard labels both are the same.
     """
 
-    def __init__(self, batch: bool, soft_label: bool, squared_pred: bool, **shared: Any) -> None:
+    def __init__(
+        self, batch: bool, soft_label: bool, squared_pred: bool, smooth_nr: float, smooth_dr: float, **shared: Any
+    ) -> None:
         super().__init__(**shared)
+        self.smooth_nr = float(smooth_nr)
+        self.smooth_dr = float(smooth_dr)
+        self.non_negative = smooth_nr <= smooth_dr  # a class that neither holds costs 1 - smooth_nr / smooth_dr
         self.batch = batch
         self.soft_label = soft_label
         self.squared_pred = squared_pred
@@ -118,6 +123,8 @@ class DiceLoss(OverlapLoss):
             batch=batch,
             soft_label=soft_label,
             squared_pred=squared_pred,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
             include_background=include_background,
             to_onehot_y=to_onehot_y,
             activation=activation,
@@ -127,8 +134,6 @@ class DiceLoss(OverlapLoss):
             ignore_index=ignore_index,
         )
         self.jaccard = jaccard
-        self.smooth_nr = float(smooth_nr)
-        self.smooth_dr = float(smooth_dr)
 
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
         """Return the Dice (or Jaccard) loss per sample and class."""

@@ -19,10 +19,14 @@ from monai_losses_ext.losses import LOSSES, MONAI_LOSSES
 from monai_losses_ext.losses.base import VoxelLoss
 from monai_losses_ext.losses.compound import CompoundLoss
 
-# Not for a config: functions cannot be written in one, and a trainer needs a single number.
-NOT_IN_CONFIG = frozenset({"self", "other_act", "reduction"})
+# Arguments of the constructors that are not for a config, and why.
+NOT_IN_CONFIG = {
+    "other_act": "losses act on logits, with softmax or sigmoid",
+    "reduction": "losses give the mean, since a training needs a scalar that does not grow with the batch",
+}
 ACTIVATION_KEYS = frozenset({"sigmoid", "softmax", "use_softmax"})
 COMPOUND_KEYS = ("type", "components", "learnable_weights", "weighting")
+SAME = (("weight", "class_weight"), ("softmax", "use_softmax"))  # two names of one thing
 BY_NAME = LOSSES | MONAI_LOSSES
 COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
 NOT_NEGATIVE = _checks.Limits(minimum=0)
@@ -47,15 +51,16 @@ def get_loss(
             (see :class:`CompoundLoss`).
         device: where the loss's buffers and learned weights go.
         defaults: arguments for every loss that takes them and whose config does not set them; ``lambda_...`` and what
-            only another of MONAI's losses takes (``w_type``) are dropped. So a bundle's own flags (``sigmoid``,
-            ``include_background``, ``batch``, ...) reach the loss that replaces its own.
+            only another of MONAI's losses takes (``w_type``) are dropped, and ``reduction`` may only be ``"mean"``. So
+            a bundle's own flags (``sigmoid``, ``include_background``, ``batch``, ...) reach the loss that replaces its
+            own.
 
     Returns:
         A module called with ``(input, target)``.
 
     Raises:
         ValueError: one line, for an unknown type or key, a value of the wrong kind, a negative weight, no components, a
-            nested compound or a missing file; it names the place, what is allowed and the nearest name.
+            nested compound or a file that cannot be read; it names the place, what is allowed and the nearest name.
 
     Example:
         >>> config = {"type": "compound", "components": [{"type": "dice"}, {"type": "focal", "gamma": 1.5}]}
@@ -73,8 +78,12 @@ def get_loss(
         if key not in known and not _is_monais(key):
             raise _checks.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
     if defaults.get("other_act") is not None:
-        rule = "defaults must not have it: losses act on logits, with softmax or sigmoid"
+        rule = f"defaults must not have it: {NOT_IN_CONFIG['other_act']}"
         raise _checks.fail("get_loss: other_act", rule, defaults["other_act"])
+    if defaults.get("reduction", "mean") != "mean":
+        rule = f"defaults must not have another than mean: {NOT_IN_CONFIG['reduction']}"
+        hint = " To replace a bundle's own: --loss#reduction mean."
+        raise _checks.fail("get_loss: reduction", rule, defaults["reduction"], hint)
     loss = _build(config, "loss", defaults)
     return loss if device is None else loss.to(device)
 
@@ -87,25 +96,46 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         config = _read_file(Path(config))
     if not isinstance(config, Mapping):
         raise _checks.fail("loss", "must be a name, a dictionary or the path of a JSON or YAML file", config)
-    config = dict(config)
-    config.pop("$schema", None)
+    config = _without_schema(config)
     if set(config) == {"loss"} and isinstance(config["loss"], (Mapping, str)):
-        return read_config(config["loss"])
+        loss = config["loss"]
+        return {"type": loss} if isinstance(loss, str) else _without_schema(loss)
     return config
 
 
-def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        raise _checks.fail("loss", "the config file must exist", str(path))
-    try:
-        if path.suffix.lower() == ".json":
-            return json.loads(path.read_text(encoding="utf-8"))
-        import yaml  # only YAML files need it
+def _without_schema(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "$schema"}
 
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
+    except FileNotFoundError:
+        raise _checks.fail("loss", "the config file must exist", str(path)) from None
+    except OSError as error:
+        raise _checks.fail("loss", f"{path} must be a file that can be read", error.strerror) from None
     except ValueError as error:
+        raise _checks.fail("loss", f"{path} must be text in UTF-8", str(error)) from None
+    config = _parse_json(path, text) if path.suffix.lower() == ".json" else _parse_yaml(path, text)
+    if not isinstance(config, Mapping):
+        raise _checks.fail("loss", f"{path} must hold a dictionary", config)
+    return config
+
+
+def _parse_json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _checks.fail("loss", f"{path} must hold valid JSON", str(error)) from None
-    except yaml.YAMLError as error:
+
+
+def _parse_yaml(path: Path, text: str) -> Any:
+    import yaml  # only YAML files need it
+
+    try:
+        return yaml.safe_load(text)
+    # The last three: a date or a tag whose value does not fit it.
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         raise _checks.fail("loss", f"{path} must hold valid YAML", str(error)) from None
 
 
@@ -118,11 +148,11 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
         return _build_compound(config, where, defaults)
     allowed = config_keys(BY_NAME[kind])
     arguments = {key: value for key, value in config.items() if key != "type"}
-    for key in arguments:
-        _checks.one_of(f"{place}: key", key, sorted({*allowed, *ACTIVATION_KEYS, *_class_weight_keys(allowed)}))
+    _check_keys(place, arguments, sorted({*allowed, "sigmoid", "softmax", *_class_weight_keys(allowed)}))
+    for one, other in SAME:
+        if one in arguments and other in arguments:
+            raise _checks.fail(place, f"{one} and {other} are the same; give one of them", "both")
     if "class_weight" in arguments:
-        if "weight" in arguments:
-            raise _checks.fail(place, "weight and class_weight are the same; give one of them", "both")
         arguments["weight"] = arguments.pop("class_weight")
     arguments = {key: value for key, value in defaults.items() if key in allowed} | arguments
     activation = _activation(place, config, defaults)
@@ -139,8 +169,7 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
 
 
 def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> nn.Module:
-    for key in config:
-        _checks.one_of(f"{where}: compound: key", key, COMPOUND_KEYS)
+    _check_keys(f"{where}: compound", config, COMPOUND_KEYS)
     components = config.get("components")
     if not isinstance(components, list) or not components:
         raise _checks.fail(f"{where}: compound: components", "must be a list of at least one loss", components)
@@ -150,14 +179,18 @@ def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str
         component = {"type": component} if isinstance(component, str) else component
         if not isinstance(component, Mapping):
             raise _checks.fail(place, "must be a loss's name or dictionary", component)
-        if component.get("type") in COMPOUNDS:
-            raise _checks.fail(place, "compounds do not nest; list the single losses instead", component["type"])
+        kind = component.get("type")
+        if isinstance(kind, str) and kind in COMPOUNDS:
+            raise _checks.fail(place, "compounds do not nest; list the single losses instead", kind)
         arguments = dict(component)
         weight = arguments.pop("weight", None)
         if isinstance(weight, list):
             raise _checks.fail(f"{place}: weight", "must be the component's weight", weight, _CLASS_WEIGHT)
         weights.append(weight if weight is None else _checks.number(f"{place}: weight", weight, NOT_NEGATIVE))
-        names.append(arguments.pop("name", None))
+        name = arguments.pop("name", None)
+        if name is not None and not isinstance(name, str):
+            raise _checks.fail(f"{place}: name", "must be a text", name)
+        names.append(name)
         losses.append(_build(arguments, place, defaults))
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
@@ -180,6 +213,13 @@ def _weighted(
         rule = f"must be true, or left out, with weighting {loss.weighting.kind!r}"
         raise _checks.fail(f"{place}: learnable_weights", rule, learnable)
     return loss
+
+
+def _check_keys(place: str, config: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    for key, value in config.items():
+        if key in NOT_IN_CONFIG:
+            raise _checks.fail(f"{place}: {key}", f"is no key of a config: {NOT_IN_CONFIG[key]}", value)
+        _checks.one_of(f"{place}: key", key, allowed)
 
 
 def config_keys(loss_class: type[nn.Module]) -> list[str]:

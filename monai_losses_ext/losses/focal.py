@@ -89,8 +89,9 @@ class FocalLoss(VoxelLoss):
         )
         self.gamma = float(gamma)
         self.register_buffer("alpha", per_class("alpha", alpha), persistent=False)
-        if not use_softmax and self.alpha is not None and bool((self.alpha > 1).any()):
-            raise _checks.fail("alpha", "must lie between 0 and 1 for sigmoid", alpha)
+        if self.alpha is not None and (self.alpha.ndim == 0 or not use_softmax) and bool((self.alpha > 1).any()):
+            where = "for sigmoid" if self.alpha.ndim else "where it is one number"
+            raise _checks.fail("alpha", f"must lie between 0 and 1 {where}", alpha)
         self._positive, self._negative = T.focal(self.gamma), T.focal_neg(self.gamma)
         self.terms = (self._positive, "count") if use_softmax else (self._positive, self._negative, "count")
 

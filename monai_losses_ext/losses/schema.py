@@ -12,8 +12,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor, nn
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses.factory import ACTIVATION_KEYS, BY_NAME, COMPOUNDS, config_keys
+from monai_losses_ext.losses.factory import BY_NAME, COMPOUNDS, SAME, config_keys
 from monai_losses_ext.losses.weighting import LEARNED, WEIGHTINGS, weighting_keys
+
+_BOTH_ACTIVATIONS = [
+    {"properties": {"sigmoid": {"const": True}, key: {"const": True}}, "required": ["sigmoid", key]}
+    for key in ("softmax", "use_softmax")
+]
+_WEIGHTS, _SOFTMAX = ({"required": [*names]} for names in SAME)
+CONTRADICTIONS = {
+    "one_activation": {"not": {"anyOf": [*_BOTH_ACTIVATIONS, _SOFTMAX]}},
+    "one_class_weight": {"not": _WEIGHTS},
+}
 
 
 def loss_schema() -> dict[str, Any]:
@@ -36,7 +46,7 @@ def loss_schema() -> dict[str, Any]:
         "title": "Loss of monai_losses_ext",
         "description": 'What monai_losses_ext.get_loss takes, with or without an outer "loss".',
         "anyOf": [*any_loss, wrapped],
-        "$defs": losses | components | {"compound": compound} | weightings,
+        "$defs": losses | components | {"compound": compound} | weightings | CONTRADICTIONS,
     }
 
 
@@ -50,6 +60,7 @@ def _compound(components: list[dict[str, Any]]) -> dict[str, Any]:
         "description": _summary(BY_NAME["compound"]),
         "properties": {
             "type": {"const": "compound"},
+            "$schema": {"type": "string"},
             "components": {"type": "array", "minItems": 1, "items": {"anyOf": components}},
             "learnable_weights": {"type": "boolean", "description": texts["learnable"]},
             "weighting": {"anyOf": [*learned, *not_learned], "description": texts["weighting"]},
@@ -84,7 +95,7 @@ def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
     properties |= _arguments(loss_class, config_keys(loss_class))
     if "weight" in properties:
         properties["class_weight"] = {**properties["weight"], "description": "Another name of weight."}
-    for key in sorted(ACTIVATION_KEYS - {"use_softmax"}):
+    for key in ("sigmoid", "softmax"):
         properties.setdefault(key, {"type": "boolean", "description": f"Take a {key} of the input."})
     return {
         "type": "object",
@@ -92,17 +103,18 @@ def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
         "properties": properties,
         "required": ["type"],
         "additionalProperties": False,
+        "allOf": [{"$ref": f"#/$defs/{name}"} for name in CONTRADICTIONS],
     }
 
 
 def _component(loss: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of the same loss within a compound, where ``weight`` is the component's own."""
     own = {
-        "weight": {"type": "number", "minimum": 0, "description": "The component's weight in the sum."},
-        "name": {"type": "string", "description": "The component's name in logs."},
+        "weight": {"type": ["number", "null"], "minimum": 0, "description": "The component's weight in the sum."},
+        "name": {"type": ["string", "null"], "description": "The component's name in logs."},
     }
     properties = {key: value for key, value in loss["properties"].items() if key != "$schema"}
-    return loss | {"properties": properties | own}
+    return loss | {"properties": properties | own, "allOf": [{"$ref": "#/$defs/one_activation"}]}
 
 
 def _arguments(built: type[nn.Module], keys: Sequence[str]) -> dict[str, Any]:

@@ -86,6 +86,8 @@ class TverskyLoss(OverlapLoss):
             batch=batch,
             soft_label=soft_label,
             squared_pred=False,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
             include_background=include_background,
             to_onehot_y=to_onehot_y,
             activation=activation,
@@ -96,8 +98,6 @@ class TverskyLoss(OverlapLoss):
         )
         self.register_buffer("alpha", per_class("alpha", alpha), persistent=False)
         self.register_buffer("beta", per_class("beta", beta), persistent=False)
-        self.smooth_nr = float(smooth_nr)
-        self.smooth_dr = float(smooth_dr)
 
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
         """Return the Tversky loss per sample and class."""
@@ -157,6 +157,7 @@ class FocalTverskyLoss(TverskyLoss):
         del arguments["gamma"]
         super().__init__(**arguments)
         self.gamma = float(gamma)
+        self.non_negative = True  # a Tversky loss below 0 counts as 0
 
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
         """Return the focal Tversky loss per sample and class."""

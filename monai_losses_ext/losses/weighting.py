@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_losses_ext import _checks
-from monai_losses_ext.losses.base import Fraction, NonNegative, Positive
+from monai_losses_ext.losses.base import Fraction, NonNegative, Positive, as_list
 from monai_losses_ext.losses.ranks import average_gradient, has_many_ranks, mean_over_ranks
 
 Ratio = Annotated[float, _checks.Limits(above=1)]
@@ -46,11 +46,12 @@ class Weighting(nn.Module):
         Raises:
             ValueError: for a negative one, or a 0 that the mode cannot take.
         """
+        weights = as_list("weights", "must be a list of numbers", weights)
         for weight in weights:
             _checks.number("weights", weight, _checks.Limits(minimum=0))
             if weight == 0 and not self.takes_zero:
                 rule = f"must be above 0 for weighting {self.kind!r}, which could never raise a weight of 0"
-                raise _checks.fail("weights", rule, list(weights))
+                raise _checks.fail("weights", rule, weights)
         return torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
 
     @abstractmethod
@@ -68,7 +69,7 @@ class Weighting(nn.Module):
 class FixedWeighting(Weighting):
     """``sum w_i L_i`` with weights that nothing but :meth:`CompoundLoss.set_weights` changes.
 
-    The one mode that takes terms of any shape, which are broadcast against each other.
+    The one mode that takes terms other than numbers, see :class:`monai_losses_ext.CompoundLoss`.
 
     Args:
         weights: the weight of each term.

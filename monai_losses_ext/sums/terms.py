@@ -112,24 +112,6 @@ def _check_exponent(term: str, exponent: str) -> None:
         raise _checks.fail("terms", "the exponent of a focal term is a number of at least 0, as in 'focal:2.0'", term)
 
 
-def _check_exponent(term: str, exponent: str) -> None:
-    try:
-        fits = 0 <= float(exponent) < math.inf
-    except ValueError:
-        fits = False
-    if not fits:
-        raise _checks.fail("terms", "the exponent of a focal term is a number of at least 0, as in 'focal:2.0'", term)
-
-
-def _check_exponent(term: str, exponent: str) -> None:
-    try:
-        fits = 0 <= float(exponent) < math.inf
-    except ValueError:
-        fits = False
-    if not fits:
-        raise _checks.fail("terms", "the exponent of a focal term is a number of at least 0, as in 'focal:2.0'", term)
-
-
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Return the one-hot encoding of index labels along a new axis 0; a label out of range becomes all zero.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import math
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -190,6 +191,14 @@ def test_errors_are_one_line():
     for broken in (0.9999, math.nan):  # cut down to a whole number, it would be another class
         with pytest.raises(ValueError, match=r"^target: index labels must be whole numbers; got .*interpolation"):
             signed_distance(torch.tensor([[[0.0, broken, 1.0]]]), 2)
+    for num_classes in ("2", 2.0, -1, 0, True):
+        with pytest.raises(
+            ValueError, match=rf"^num_classes: must be a whole number of at least 1 .* got {num_classes!r}"
+        ):
+            signed_distance(labels, num_classes)
+    assert torch.equal(signed_distance(labels, np.int64(2)), signed_distance(labels, 2))
+    with pytest.raises(ValueError, match=r"^target: must be a tensor; got array\("):
+        distance.signed_distance(labels.numpy(), 2)
     with pytest.raises(ValueError, match=r"^target: index labels must be \[B, 1, \*S\]; got \[1, 2, 4\]"):
         signed_distance(torch.zeros(1, 2, 4), 2)
     with pytest.raises(ValueError, match=r"^target: must be \[B, C, \*S\] with 1 to 3 spatial axes"):

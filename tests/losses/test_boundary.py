@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import warnings
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -86,6 +87,23 @@ def test_parity_with_monai_up_to_the_constant(include_background, batch, reducti
     assert torch.allclose(*slopes, atol=1e-7)
 
 
+def test_monais_knows_no_voxel_size():
+    logits, labels = torch.randn(1, 2, 7, 6), torch.randint(0, 2, (1, 1, 7, 6)).float()
+    sizes = [MetaTensor(labels, affine=affine(mm, mm)) for mm in (1.0, 3.0)]
+    theirs = [MonaiBoundaryLoss(softmax=True, to_onehot_y=True)(logits, target).item() for target in sizes]
+    ours = [BoundaryLoss(softmax=True)(logits, target).item() for target in sizes]
+    assert theirs[1] == theirs[0] and ours[1] == pytest.approx(3 * ours[0])
+
+
+def test_one_axis_which_monais_refuses():
+    logits, labels = torch.randn(1, 2, 7), torch.randint(0, 2, (1, 1, 7))
+    with pytest.raises(ValueError, match="Only 2D .* and 3D"):
+        MonaiBoundaryLoss(softmax=True, to_onehot_y=True)(logits, labels)
+    flags = {"softmax": True, "convention": "kervadec", "absent": "zero", "spacing": 1.0}
+    as_image = BoundaryLoss(**flags)(logits[..., None], labels[..., None])
+    assert BoundaryLoss(**flags)(logits, labels).item() == pytest.approx(as_image.item())
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
@@ -121,6 +139,18 @@ def test_false_positives_of_an_absent_class_are_pushed_down():
         assert (slope[blob] == 0).all() != pushed
     slope = torch.autograd.grad(BoundaryLoss(softmax=True, spacing=1.0)(logits, labels), logits)[0]
     assert (slope[blob] > 0).all()
+    dense = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
+    theirs = MonaiBoundaryLoss(sigmoid=True, include_background=False)(logits, dense)
+    assert (torch.autograd.grad(theirs, logits)[0][blob] == 0).all()
+
+
+def test_spacing_comes_in_any_list():
+    logits, labels = torch.randn(1, 2, 6, 5), torch.randint(0, 2, (1, 6, 5))
+    values = [
+        CompoundLoss([BoundaryLoss(softmax=True, spacing=form([0.5, 2.0]))])(logits, labels).item()
+        for form in (list, tuple, np.array, torch.tensor)
+    ]
+    assert values == [values[0]] * 4
 
 
 def test_spacing_comes_from_the_affine_of_each_sample():
@@ -249,6 +279,11 @@ def test_errors_are_one_line():
         loss(torch.zeros(1, 2, 4), {"distance": torch.zeros(1, 2, 4)})
     with pytest.raises(ValueError, match=r"^distance: must have the input's shape \[1, 2, 4\]; got \[1, 1, 4\]"):
         loss(torch.zeros(1, 2, 4), {"label": torch.zeros(1, 4), "distance": torch.zeros(1, 1, 4)})
+    ignoring = BoundaryLoss(softmax=True, normalize="distance", ignore_index=255)
+    for shape in ((1, 1, 4), (1, 2, 3), (1, 2), (2,), (1, 2, 0)):
+        target = {"label": torch.zeros(1, 4), "distance": torch.zeros(shape)}
+        with pytest.raises(AssertionError, match=r"^distance: must have the input's shape \[1, 2, 4\]; got"):
+            ignoring(torch.zeros(1, 2, 4), target)
     for distance, got in ((torch.zeros(1, 2, 4, device="meta"), "'meta'"), ([1.0], "'list'")):
         with pytest.raises(ValueError, match=rf"^distance: must be a tensor on the input's device, cpu; got {got}\.$"):
             loss(torch.zeros(1, 2, 4), {"label": torch.zeros(1, 4), "distance": distance})

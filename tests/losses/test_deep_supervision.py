@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import monai.losses
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -182,7 +185,48 @@ def test_one_tensor_is_one_head():
     assert DeepSupervisionLoss(ours.DiceLoss(softmax=True))((x,), label).item() == value.item()
 
 
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_without_an_affine_the_full_resolution_counts_as_1_mm(num_axes):
+    sizes = [size[:num_axes] for size in SIZES]
+    inputs, label = heads(sizes), labels(sizes[0])
+    with_affine = MetaTensor(label, affine=torch.eye(4, dtype=torch.float64))
+    for inner in (ours.BoundaryLoss(softmax=True), ours.CompoundLoss([ours.BoundaryLoss(softmax=True)])):
+        expected = DeepSupervisionLoss(inner)(inputs, with_affine).item()
+        for form in (label, label[:, 0], label.to(torch.uint8)):
+            loss = DeepSupervisionLoss(copy.deepcopy(inner))
+            with pytest.warns(UserWarning, match="no affine .* voxels count as 1 mm"):
+                assert loss(inputs, form).item() == pytest.approx(expected, rel=1e-12)
+            assert type(form) is torch.Tensor
+    in_voxels = looped(ours.BoundaryLoss(softmax=True, spacing=1.0), inputs, [resampled(label, s) for s in sizes])
+    assert expected != pytest.approx(in_voxels, rel=0.05)
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, torch.tensor])
+def test_weights_are_one_per_head(form):
+    inputs, label = heads(), labels()
+    inner = ours.DiceLoss(softmax=True)
+    targets = [resampled(label, size) for size in SIZES]
+    loss = DeepSupervisionLoss(inner, weights=form([0.75, 0.5, 2.0]))
+    assert loss(inputs, label).item() == pytest.approx(looped(inner, inputs, targets, (0.75, 0.5, 2.0)), rel=1e-12)
+    # as of a network that gives one tensor in validation
+    assert loss(inputs[0], label).item() == pytest.approx(0.75 * inner(inputs[0], label).item(), rel=1e-12)
+    theirs = monai.losses.DeepSupervisionLoss(inner, weights=[1.0, 1.0])(inputs, label.double())
+    assert theirs.item() == pytest.approx(looped(inner, inputs, targets), rel=1e-6)  # 1, 0.5, 0.25
+    for wrong in ([1.0, 0.5], [1.0, 0.5, 0.25, 0.125]):
+        with pytest.raises(ValueError, match=r"^weights: must hold one per head \(3\); got \[1.0, 0.5"):
+            DeepSupervisionLoss(inner, weights=form(wrong))(inputs, label)
+    with pytest.raises(ValueError, match=r"^weights: must be a list of numbers of at least 0 or none; got"):
+        DeepSupervisionLoss(inner, weights=form([1.0, -0.5]))
+
+
 def test_what_cannot_be_done_is_one_line():
+    assert monai.losses.DeepSupervisionLoss(ours.DiceLoss(), "expo").get_weights(3) == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match=r"^weight_mode: must be one of same, exp, two; got 'expo'\. .* 'exp'\?$"):
+        DeepSupervisionLoss(ours.DiceLoss(), "expo")
+    with pytest.raises(ValueError, match=r"^loss: must be a module; got 'dice'\.$"):
+        DeepSupervisionLoss("dice")
+    with pytest.raises(ValueError, match=r"^input: must be a tensor or a list of at least one; got \{'image': "):
+        DeepSupervisionLoss(ours.DiceLoss())({"image": heads()[0]}, labels())
     loss = DeepSupervisionLoss(ours.BoundaryLoss(softmax=True, spacing=2.0))
     inputs, label = heads(), labels()
     for nothing in (None, []):

@@ -24,6 +24,10 @@ def test_monais_hausdorff_losses_by_name(name):
     compound = get_loss({"type": "compound", "components": ["dice", {"type": name, "alpha": 1.5}]})
     compound(logits, labels)
     assert compound.last_terms[compound.names[1]].item() == pytest.approx(expected.item(), rel=1e-5)
+    foreground = (labels > 0)[:, None].float()
+    with pytest.warns(UserWarning, match="softmax=True"):  # and takes the logits for probabilities
+        constant = theirs(softmax=True, include_background=True)(logits[:, :1], foreground)
+    assert constant.item() == theirs(include_background=True)(logits[:, :1], foreground).item()
     with pytest.raises(ValueError, match=r"^softmax: is constant over one channel; use sigmoid"):
         ours(logits[:, :1], labels > 0)
     with pytest.raises(ValueError, match=r"^loss: .*: key: must be one of .* got 'weight'"):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -67,6 +68,36 @@ def test_cross_entropy_map_averages_to_the_mean(problem):
     assert not ignoring[labels == 0].any() and (ignoring[labels != 0] > 0).all()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, 2.0, [0.2, 1.0, 3.0]])
+def test_cross_entropy_map_is_torchs(problem, smoothing, weight):
+    x, labels = problem
+    factors = None if weight is None else torch.tensor(weight, dtype=torch.float64).expand(3)
+    mine = ours.CrossEntropyLoss(weight=weight, label_smoothing=smoothing, reduction="none")
+    theirs = nn.CrossEntropyLoss(weight=factors, label_smoothing=smoothing, reduction="none")
+    soft = torch.rand_like(x).softmax(1)
+    for target, own in ((labels, labels), (labels, labels[:, None]), (soft, soft)):
+        torch.testing.assert_close(mine(x, own), theirs(x, target))
+    if not smoothing:
+        binary = ours.CrossEntropyLoss(sigmoid=True, weight=weight, reduction="none")(x, soft)
+        pos_weight = None if weight is None else factors[:, None]
+        torch.testing.assert_close(
+            binary, F.binary_cross_entropy_with_logits(x, soft, pos_weight=pos_weight, reduction="none")
+        )
+
+
+def test_a_class_that_is_ruled_out_costs_nothing_where_it_is_not():
+    x = torch.tensor([1.0, 0.0, -torch.inf]).view(1, 3, 1).repeat(2, 1, 4).requires_grad_()
+    labels = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]])
+    dense = F.one_hot(labels, 3).movedim(-1, 1).float()
+    for target in (labels, dense):
+        voxels = ours.CrossEntropyLoss(reduction="none")(x, target)
+        torch.testing.assert_close(voxels, F.cross_entropy(x, labels, reduction="none"))
+        (gradient,) = torch.autograd.grad(voxels.sum(), x)
+        torch.testing.assert_close(gradient, x.softmax(1) - dense)
+        assert voxels.mean().item() == pytest.approx(ours.CrossEntropyLoss()(x, target).item())
+
+
 def test_focal_without_gamma_is_cross_entropy(problem):
     x, labels = problem
     focal = ours.FocalLoss(gamma=0.0, use_softmax=True)(x, labels)
@@ -84,6 +115,30 @@ def test_focal_balances_foreground_and_background(problem):
     alphas = torch.tensor([0.1, 0.5, 2.0])
     listed = ours.FocalLoss(use_softmax=True, reduction="none", alpha=alphas.tolist())(x, labels)
     torch.testing.assert_close(listed, alphas[:, None].double() * voxels)
+
+
+@pytest.mark.parametrize("form", [np.array, lambda values: np.array(values, np.float32), torch.tensor, tuple])
+@pytest.mark.parametrize(
+    ("build", "argument"),
+    [
+        (lambda values: ours.DiceLoss(softmax=True, weight=values), "weight"),
+        (lambda values: ours.CrossEntropyLoss(weight=values), "weight"),
+        (lambda values: ours.FocalLoss(alpha=values), "alpha"),
+        (lambda values: ours.TverskyLoss(softmax=True, alpha=values), "alpha"),
+        (lambda values: ours.DiceFocalLoss(softmax=True, alpha=values, weight=values), "weight"),
+        (lambda values: ours.BoundaryLoss(softmax=True, spacing=1.0, weight=values), "weight"),
+    ],
+)
+def test_values_per_class_come_in_any_list(problem, build, argument, form):
+    x, labels = problem
+    values = [0.25, 0.5, 0.75]
+    expected = build(values)(x, labels)
+    assert torch.equal(build(form(values))(x, labels), expected)
+    if form is np.array:
+        assert torch.equal(build(np.array(values[::-1])[::-1])(x, labels), expected)
+        with pytest.raises(ValueError, match=rf"^{argument}: must be .*; got array") as caught:
+            build(np.array([0.25, -0.5, 0.75]))
+        assert "\n" not in str(caught.value)
 
 
 def test_tversky_tells_misses_from_false_alarms():
@@ -183,6 +238,11 @@ def test_a_wrong_compound_is_refused(arguments, message):
         (lambda: ours.FocalLoss(gamma=-1), "gamma: must be a number of at least 0; got -1"),
         (lambda: ours.FocalLoss(alpha=1.5), "alpha: must be a number between 0 and 1"),
         (lambda: ours.FocalLoss(alpha=[0.5, 1.5]), "between 0 and 1 for sigmoid"),
+        (lambda: ours.FocalLoss(alpha=torch.tensor(3.0)), r"alpha: must lie between 0 and 1 .*; got tensor\(3.\)"),
+        (
+            lambda: ours.FocalLoss(use_softmax=True, alpha=torch.tensor(3.0)),
+            r"alpha: must lie between 0 and 1 where it is one number; got tensor\(3.\)",
+        ),
         (lambda: ours.DiceLoss(weight=[1, -1]), "weight"),
         (lambda: ours.DiceLoss(reduction="men"), "Did you mean 'mean'"),
         (lambda: ours.FocalTverskyLoss(gamma=0), "gamma: must be a number above 0"),

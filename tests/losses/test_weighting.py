@@ -458,6 +458,30 @@ def test_losses_that_may_be_negative():
         assert torch.isfinite(CompoundLoss([dice, Foreign()], weighting=kind)(*problem()))
 
 
+@pytest.mark.parametrize("smooth_dr", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "loss_class",
+    [ours.DiceLoss, ours.TverskyLoss, ours.FocalTverskyLoss, monai.losses.DiceLoss, monai.losses.DiceCELoss],
+)
+def test_overlap_losses_that_may_be_negative_by_their_smoothing(loss_class, smooth_dr):
+    absent = torch.zeros(1, 3, 6, dtype=torch.float64)
+    absent[:, 0] = 1
+    loss = loss_class(softmax=True, smooth_nr=1.0, smooth_dr=smooth_dr)
+    value = loss(60 * absent - 30, absent).item()
+    falls_below = smooth_dr < 1 and loss_class is not ours.FocalTverskyLoss
+    assert value < -0.5 if falls_below else value > -1e-12
+    for kind in ("uncertainty", "dwa"):
+        if falls_below:
+            with pytest.raises(
+                ValueError, match=r"^losses: \w+: may be negative, .*smooth_nr to at most smooth_dr; got"
+            ):
+                CompoundLoss([loss], weighting=kind)
+        else:
+            CompoundLoss([loss], weighting=kind)
+    loss.non_negative = True  # the user knows better: every class is there
+    CompoundLoss([loss], weighting="uncertainty")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
