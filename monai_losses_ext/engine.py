@@ -11,24 +11,61 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
-from monai_losses_ext._checks import fail, nearest, why_unwritable
-from monai_losses_ext.data.dataset import read_cases
-from monai_losses_ext.data.tasks import stride_product
+from monai_losses_ext._checks import Limits, check_arguments, fail, nearest, why_unwritable
+from monai_losses_ext.data.dataset import read_cases, split_cases
+from monai_losses_ext.data.rows import Count, NotNegative, Number, Share
+from monai_losses_ext.data.tasks import check_patch
 from monai_losses_ext.losses.base import DISTANCE, LABEL
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.factory import get_loss
+from monai_losses_ext.metrics import foreground_labels
 from monai_losses_ext.schedules import get_schedules, weights_at
+
+# What the values of the config may be that users set most, by name.
+OPTIONS = TypedDict(
+    "OPTIONS",
+    {
+        "seed": Annotated[int, Limits(minimum=0, maximum=2**32 - 1)],  # NumPy takes no other
+        "split_seed": int,
+        "validation_fraction": Share,
+        "epochs": Count,
+        "val_interval": Count,
+        "batch_size": Count,
+        "patches_per_case": Count,
+        "patch_size": Sequence[Count],
+        "cache_rate": Share,
+        "num_workers": Number,
+        "loss_lr": NotNegative,
+        "optimizer#lr": NotNegative | Tensor,
+    },
+)
+
+
+def check_options() -> None:
+    """Check numbers, patch and labels of the running config, before anything uses them. In a config's ``initialize``.
+
+    Raises:
+        SystemExit: with one line: a value of ``OPTIONS`` of another type or beyond its limits, a patch that the network
+            cannot take, classes whose names would be the same in the metrics.
+    """
+    parser = running_workflow().parser
+    try:
+        given = {name: parser.get_parsed_content(name) for name in OPTIONS.__annotations__ if name in parser}
+        check_arguments(OPTIONS, given)
+        check_patch_size()
+        foreground_labels(parser.get_parsed_content("labels"))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def check_inputs(
@@ -47,13 +84,12 @@ def check_inputs(
 
     Raises:
         SystemExit: with one line that says what is wrong: a name on the command line that nothing in the config uses,
-            a patch that the network cannot take, a dataset or checkpoint that is not there, weights of another network,
-            a loss or a weight schedule that cannot be built.
+            a dataset or checkpoint that is not there, too few cases, weights of another network, a loss or a weight
+            schedule that cannot be built.
     """
     try:
         check_names()
-        check_patch_size()
-        read_cases(dataset_dir)
+        split_cases(read_cases(dataset_dir))
         if loss_config is not None:
             check_schedules(get_loss(loss_config))
         if checkpoint is not None:
@@ -63,20 +99,19 @@ def check_inputs(
 
 
 def check_patch_size() -> None:
-    """Check that the running config's network can take its patch; networks without ``strides`` are not checked.
+    """Check that the running config's network can take its patch, as far as ``spatial_dims`` and ``strides`` tell.
 
     Raises:
         ValueError: one line with the nearest patch that it can take.
     """
     parser = running_workflow().parser
-    network_def, patch = parser.get("network_def"), parser.get("patch_size")
-    strides = network_def.get("strides") if isinstance(network_def, Mapping) else None
-    if not isinstance(strides, list) or not isinstance(patch, list):
-        return
-    product = stride_product(strides, len(patch))
-    if any(n % step for n, step in zip(patch, product, strict=True)):
-        near = [step * max(1, round(n / step)) for n, step in zip(patch, product, strict=True)]
-        raise fail("patch_size", f"must be multiples of {product}, the product of the strides", patch, f" Try {near}.")
+    network_def, patch = parser.get("network_def"), parser.get_parsed_content("patch_size")
+    network_def = network_def if isinstance(network_def, Mapping) else {}
+    axes, strides = network_def.get("spatial_dims", len(patch)), network_def.get("strides")
+    if len(patch) != axes:
+        raise fail("patch_size", f"must have one value for each of the network's {axes} axes", patch)
+    if isinstance(strides, list):
+        check_patch(patch, strides)
 
 
 def check_schedules(loss: nn.Module) -> None:
@@ -86,8 +121,9 @@ def check_schedules(loss: nn.Module) -> None:
         ValueError: one line, for a schedule that cannot be built, or of a component that the loss does not have.
     """
     parser = running_workflow().parser
+    target = "monai_losses_ext.handlers.WeightSchedule"
     for i, handler in enumerate(parser.get("train#handlers")):
-        if handler["_target_"] == "monai_losses_ext.handlers.WeightSchedule":
+        if isinstance(handler, Mapping) and handler.get("_target_") == target:
             schedules = get_schedules(parser.get_parsed_content(f"train#handlers#{i}#schedules"))
             if not isinstance(loss, CompoundLoss):
                 raise fail("schedules", "must be of a compound loss", type(loss).__name__)
@@ -110,7 +146,7 @@ def check_weights(path: str | os.PathLike[str], network: nn.Module | None = None
         return
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+    except Exception:  # a file of anything else makes torch raise almost anything
         raise ValueError(f"ckpt_path: {path} is not a file of weights that torch.load can read.") from None
     if isinstance(weights, dict):
         weights = weights.get("model", weights)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Dice, surface Dice (NSD) and HD95 of one class in one case, in millimetres.
+"""Dice, surface Dice (NSD) and HD95 of one class in one case, in millimetres, and the names they go by.
 
 The surface metrics are MONAI's functions, given the spacing and a tolerance in millimetres, which MONAI's own handlers
 do not pass on. What an empty mask means is settled here, once.
@@ -9,12 +9,49 @@ do not pass on. What an empty mask means is settled here, once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
+from monai_losses_ext._checks import Limits, fail, number, one_of
+
 METRICS = ("dice", "nsd", "hd95")
+ALL = "all"  # what the mean of all classes is called where the classes have their names
+
+
+def foreground_labels(labels: Mapping[int | str, str]) -> dict[int, str]:
+    """Return ``labels`` with integer keys and without the background, 0.
+
+    Raises:
+        ValueError: if a key is not a whole number of at least 0, no class is left, or the names of two classes, or of
+            one and the mean of all, would be the same in the metrics.
+    """
+    try:
+        named = {int(value): str(name) for value, name in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise fail("labels", "must map label values to names, as in {'1': 'liver'}", labels) from None
+    if len(named) < len(labels) or min(named, default=0) < 0:
+        raise fail("labels", "must have every label value once, from 0 on", labels)
+    foreground = {value: name for value, name in named.items() if value != 0}
+    if not foreground:
+        raise fail("labels", "must name at least one class beside the background", labels)
+    taken = {ALL: "the mean of all classes"}
+    for name in foreground.values():
+        key = metric_name(name)
+        if key in taken:
+            raise fail(
+                "labels", f"must each have a name of its own in the metrics, where {key!r} is {taken[key]}", name
+            )
+        taken[key] = repr(name)
+    return foreground
+
+
+def metric_name(name: str) -> str:
+    """Return ``name`` as a part of a metric's key, in the characters that every tracker accepts."""
+    return re.sub(r"\W+", "_", name.strip())
 
 
 def class_metrics(
@@ -40,11 +77,24 @@ def class_metrics(
         Both masks empty: NaN, since there is nothing to measure. One of them empty: Dice 0, NSD 0, and for HD95 the
         diagonal of the volume in mm, so that a missed class counts as the worst case and the mean stays finite.
         HD95 is the larger of the two directed 95th percentiles of the distances between border voxels.
+
+    Raises:
+        ValueError: one line, for masks that are not boolean or differ in shape, a spacing that has not one value per
+            axis, a negative tolerance or an unknown metric.
     """
+    for name, mask in (("prediction", prediction), ("reference", reference)):
+        if mask.dtype != torch.bool:  # the overlap of integers would be taken bit by bit
+            raise fail(name, "must be a tensor of booleans", mask.dtype)
+    if prediction.shape != reference.shape:
+        raise fail("prediction", f"must have the reference's shape {tuple(reference.shape)}", tuple(prediction.shape))
+    metrics = [one_of("metrics", name, METRICS) for name in metrics]
+    tolerance_mm = number("tolerance_mm", tolerance_mm, Limits(minimum=0))
     prediction, reference = prediction.cpu(), reference.cpu()
     # count_nonzero is twenty times faster than sum on a boolean volume.
     n_predicted, n_reference = int(torch.count_nonzero(prediction)), int(torch.count_nonzero(reference))
-    voxel_mm = [float(mm) for mm in spacing]  # MONAI refuses a mixture of int and float
+    voxel_mm = numbers("spacing", spacing, Limits(above=0))  # floats: MONAI refuses a mixture with int
+    if len(voxel_mm) != reference.ndim:
+        raise fail("spacing", f"must have one value for each of {reference.ndim} axes", voxel_mm)
     if not n_predicted and not n_reference:
         return dict.fromkeys(metrics, math.nan)
     if not n_predicted or not n_reference:
@@ -63,6 +113,18 @@ def class_metrics(
             predicted, true, include_background=True, percentile=95, spacing=voxel_mm
         ).item()
     return {name: values[name] for name in metrics}
+
+
+def numbers(argument: str, values: Any, limits: Limits) -> list[float]:
+    """Return a list of numbers within the limits as floats.
+
+    Raises:
+        ValueError: naming the argument, the limits and what was received.
+    """
+    values = values.tolist() if hasattr(values, "tolist") else values  # arrays and tensors
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise fail(argument, f"must be a list of numbers{limits.words()}", values)
+    return [number(argument, value, limits) for value in values]
 
 
 def bounding_box(mask: torch.Tensor) -> tuple[slice, ...]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,31 @@ def test_empty_masks() -> None:
 def test_only_the_metrics_asked_for() -> None:
     mask = torch.ones(2, 2, 2, dtype=torch.bool)
     assert class_metrics(mask, mask, (1, 1, 1), metrics=["dice"]) == {"dice": 1.0}
+
+
+MASK = torch.ones(2, 3, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prediction": 2 * MASK.int()}, r"prediction: must be a tensor of booleans; got torch\.int32\."),
+        ({"reference": MASK.float()}, r"reference: must be a tensor of booleans; got torch\.float32\."),
+        ({"prediction": MASK[:1]}, r"prediction: must have the reference's shape \(2, 3, 4\); got \(1, 3, 4\)\."),
+        ({"spacing": (1, 1)}, r"spacing: must have one value for each of 3 axes; got \[1\.0, 1\.0\]\."),
+        ({"spacing": 1.0}, r"spacing: must be a list of numbers above 0; got 1\.0\."),
+        ({"tolerance_mm": None}, r"tolerance_mm: must be a number of at least 0; got None\."),
+        ({"metrics": ["dcie"]}, r"metrics: must be one of dice, nsd, hd95; got 'dcie'\. Did you mean 'dice'"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        class_metrics(**{"prediction": MASK, "reference": MASK, "spacing": (1, 1, 1), **arguments})
+
+
+@pytest.mark.parametrize("spacing", [np.array([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), [1, 2.0, np.float32(3)]])
+def test_a_spacing_of_any_kind_of_list(spacing: Any) -> None:
+    assert class_metrics(~MASK, MASK, spacing)["hd95"] == pytest.approx(math.hypot(2 * 1, 3 * 2, 4 * 3))
 
 
 def test_nan_mean() -> None:

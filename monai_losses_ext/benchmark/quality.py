@@ -9,54 +9,121 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
+
+from monai_losses_ext.data.dataset import training_cases
+
 METRICS = ("dice", "nsd", "hd95")
+# Keys of a training's config that say where its files lie and what is run around it, not what is trained.
+AROUND = {"_meta_", "imports", "bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "initialize", "run", "finalize"}
 
 
-def measure_quality(
-    bundle: Path, dataset_dir: Path, root: Path | None = None, checkpoint: str = "model.pt"
-) -> dict[str, Any]:
-    """Evaluate a bundle that has been trained here and return its results with how they came about.
+def measure_quality(bundle: Path, dataset_dir: Path) -> dict[str, Any]:
+    """Evaluate ``models/model.pt`` of a bundle that has been trained here, with the command that trained it.
+
+    Args:
+        bundle: the bundle's folder.
+        dataset_dir: the dataset it was trained on.
+
+    Raises:
+        ValueError: where the bundle has not been trained, or not by that command.
+    """
+    config = stored_config(bundle)
+    epochs = config["epochs"]
+    train = f"python -m monai.bundle run --config_file bundles/{bundle.name}/configs/train.json"
+    command = f"{train} --dataset_dir DIR/{dataset_dir.name} --epochs {epochs}"
+    if others := differing_keys(config, [bundle / "configs" / "train.json"], {"epochs": epochs}, dataset_dir):
+        raise ValueError(f"bundle: must have been trained by {command}; got another {', '.join(others)}.")
+    return {"command": command, **evaluate_training(bundle, dataset_dir, bundle, "model.pt")}
+
+
+def stored_config(root: Path) -> dict[str, Any]:
+    """Return the config of the training that left its files in a folder, as it was run.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    path = root / "output" / "train_config.json"
+    if not path.is_file():
+        raise ValueError(f"bundle: must have been trained; got no {path}.")
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config
+
+
+def differing_keys(
+    config: Mapping[str, Any], files: Sequence[Path], options: Mapping[str, Any], dataset_dir: Path
+) -> list[str]:
+    """Return the keys in which a stored config differs from what a command trains; nothing if it was that command.
+
+    Args:
+        config: see :func:`stored_config`.
+        files: the command's config files.
+        options: what else it sets.
+        dataset_dir: its data.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in files])
+    parser.update(dict(options))
+    parser.parse()  # spells references as a running config does
+    expected = json.loads(json.dumps(parser.get(), default=str))
+    keys = [key for key in {**expected, **config} if key not in AROUND and expected.get(key) != config.get(key)]
+    is_same_data = Path(config["dataset_dir"]).resolve() == dataset_dir.resolve()
+    return keys if is_same_data else ["dataset_dir", *keys]
+
+
+def evaluate_training(bundle: Path, dataset_dir: Path, root: Path, checkpoint: str) -> dict[str, Any]:
+    """Return what a training reached on the held-out cases, and how long it took.
 
     NSD is measured twice: on sub-voxel surfaces, as the Decathlon did, and voxel by voxel, as MONAI does by default.
 
     Args:
         bundle: the bundle's folder.
         dataset_dir: the dataset it was trained on.
-        root: where the training left ``models/`` and ``output/train_config.json``, if not in the bundle.
+        root: where the training left ``models/`` and ``output/train_config.json``.
         checkpoint: which of its models.
 
     Raises:
-        ValueError: where the bundle has not been trained.
+        ValueError: where there is no such training.
     """
-    root = bundle if root is None else root
-    config_path, weights = root / "output" / "train_config.json", root / "models" / checkpoint
-    for path in (config_path, weights):
-        if not path.is_file():
-            raise ValueError(f"bundle: must have been trained; got no {path}.")
-    config = json.loads(config_path.read_text())
+    config, weights = stored_config(root), root / "models" / checkpoint
+    if not weights.is_file():
+        raise ValueError(f"bundle: must have been trained; got no {weights}.")
     if str(config.get("resume")).lower() == "true":
         raise ValueError(f"bundle: the training in {root} was resumed, so how long it took is not known.")
-    final = root / "models" / "model_final.pt"
+    started, ended = started_and_ended(root)
     means = _evaluate(bundle, dataset_dir, weights, use_subvoxels=True)
     voxelwise = _evaluate(bundle, dataset_dir, weights, use_subvoxels=False)
     for name, values in means["metrics"].items():
         values["nsd_voxelwise"] = voxelwise["metrics"][name]["nsd"]
-    train = f"python -m monai.bundle run --config_file bundles/{bundle.name}/configs/train.json"
     return {
-        "command": f"{train} --dataset_dir DIR/{dataset_dir.name} --epochs {config['epochs']}",
-        # The config is written as the training starts, the last checkpoint as it ends.
-        "minutes": round((final.stat().st_mtime - config_path.stat().st_mtime) / 60, 1),
+        "minutes": round((ended - started) / 60, 1),
         "epochs": config["epochs"],
         "seed": config["seed"],
         "split_seed": config["split_seed"],
         "loss_config": config["loss_config"],
         "checkpoint": checkpoint,
+        "n_training": len(training_cases(dataset_dir, config["validation_fraction"], config["split_seed"])),
         "n_validation": means["cases"],
         "metrics": means["metrics"],
     }
+
+
+def started_and_ended(root: Path) -> tuple[float, float]:
+    """Return when a training started and ended, in seconds of the clock.
+
+    The config is written as the training starts, the last checkpoint as it ends.
+
+    Raises:
+        ValueError: for a training that did not come to its end.
+    """
+    config, final = root / "output" / "train_config.json", root / "models" / "model_final.pt"
+    if not final.is_file() or final.stat().st_mtime < config.stat().st_mtime:
+        raise ValueError(f"bundle: its training must have come to its end; got no {final} of it.")
+    return config.stat().st_mtime, final.stat().st_mtime
 
 
 def _evaluate(bundle: Path, dataset_dir: Path, weights: Path, use_subvoxels: bool) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +24,8 @@ from monai_losses_ext.data.tasks import TASKS, Task
 
 TEMPLATE = Path(__file__).with_name("template")
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"  # in the project's checkout, the one place with bundles
+# What trainings and users leave in a bundle: names of files and folders that are not of the template.
+OF_RUNS = ("*.pt", "*.ts", "data", "output", "eval", "__pycache__")
 
 
 def render_task(task: Task) -> dict[str, str]:
@@ -54,6 +58,9 @@ def render(out: str | Path = "bundles") -> list[Path]:
 
     Returns:
         The files written.
+
+    Raises:
+        ValueError: outside a checkout of the project.
     """
     written = []
     for name, text in _all_files().items():
@@ -71,28 +78,43 @@ def check(out: str | Path = "bundles") -> list[str]:
         out: folder of the bundles.
 
     Returns:
-        One line per file that differs or is absent; nothing if all is well.
+        One line per file that differs, is absent or is not of the template; nothing if all is well. What trainings and
+        users leave in a bundle (``OF_RUNS``) is passed over.
 
     Raises:
-        ValueError: for a folder without any of the bundles.
+        ValueError: for a folder without any of the bundles, or outside a checkout of the project.
     """
     if not any((Path(out) / task.bundle).is_dir() for task in TASKS.values()):
         raise fail("out", "must hold the bundles (write them with bundles render)", str(out))
     problems = []
-    for name, text in _all_files().items():
+    files = _all_files()
+    expected = {Path(out) / name for name in files}
+    for name, text in files.items():
         path = Path(out) / name
         if not path.is_file():
             problems.append(f"{path}: absent")
         elif path.read_bytes() != text.encode("utf-8"):
             problems.append(f"{path}: differs from the template")
-    return problems
+    return problems + [f"{path}: not of the template" for path in _found(Path(out)) if path not in expected]
+
+
+def _found(out: Path) -> Iterator[Path]:
+    """Give the files in a folder, but those of runs."""
+    for folder, folders, names in os.walk(out):
+        folders[:] = sorted(name for name in folders if not _of_runs(name))  # into these the walk does not go
+        yield from (Path(folder) / name for name in sorted(names) if not _of_runs(name))
+
+
+def _of_runs(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in OF_RUNS)
 
 
 def measured_results(task: Task) -> dict[str, Any] | None:
     """Return what was measured on the task's real data, or None before that.
 
-    It stands in ``docs/benchmarks/<organ>.json``: ``command``, ``hardware``, ``minutes``, ``n_validation``
-    and ``metrics``: for each class, and for ``mean``, its ``dice``, ``nsd`` and ``hd95`` in mm.
+    It stands in ``docs/benchmarks/<organ>.json``: ``command``, ``hardware``, ``minutes``, ``n_training``,
+    ``n_validation``, ``about`` with the ``date`` and ``commit`` of the measurement, and ``metrics``: for each class,
+    and for ``mean``, its ``dice``, ``nsd`` and ``hd95`` in mm.
     """
     path = RESULTS / f"{task.name.split('_')[-1].lower()}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -140,4 +162,7 @@ def _environment() -> Environment:
 
 
 def _all_files() -> dict[str, str]:
+    if not RESULTS.is_dir():  # as in an installed package: every README would say that nothing was measured
+        rule = "must be rendered and checked in a clone of the repository, which has what was measured"
+        raise fail("bundles", rule, f"no {RESULTS}")
     return {name: text for task in TASKS.values() for name, text in render_task(task).items()}

@@ -30,6 +30,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 
 from monai_losses_ext._checks import fail
 from monai_losses_ext.bundlekit import zoo
+from monai_losses_ext.bundlekit.render import OF_RUNS
 from monai_losses_ext.data.phantoms import LEAST_VOXELS, make_phantoms
 from monai_losses_ext.data.tasks import Task
 from monai_losses_ext.engine import check_weights
@@ -149,7 +150,7 @@ class _Trial:
         self.task, self.bundle = task, bundle
         self.root, self.data = scratch / bundle.name, scratch / task.name
         shutil.rmtree(self.root, ignore_errors=True)
-        shutil.copytree(bundle, self.root, ignore=shutil.ignore_patterns("*.pt", "*.ts", "data", "output", "eval"))
+        shutil.copytree(bundle, self.root, ignore=shutil.ignore_patterns(*OF_RUNS))
         (self.root / "models").mkdir(exist_ok=True)
         make_phantoms(task, self.data, N_CASES, scale=SCALE)
         network = task.training.network_def

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +123,14 @@ def check_network(bundle: Path) -> Iterator[str]:
             yield f"{workflow}: the network's output is {list(output.shape[2:])}, not {pred['spatial_shape']}"
 
 
-def small_patch(network_def: dict[str, Any], patch_size: tuple[int, ...], least: int) -> tuple[int, ...]:
+def small_patch(network_def: dict[str, Any], patch_size: Sequence[int], least: int) -> tuple[int, ...]:
     """Return the smallest patch that a network with ``strides`` takes, in voxels; for another network ``patch_size``.
 
     It is a multiple of the product of the strides per axis, at least ``least``, and holds two voxels at the network's
     bottom, since a norm needs more than one.
     """
     if "strides" not in network_def:
-        return patch_size
+        return tuple(patch_size)
     product = stride_product(network_def["strides"], len(patch_size))
     patch = [n * math.ceil(least / n) for n in product]
     if patch == product:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Transform
 
-from monai_losses_ext.data.check import case_name, faults, read
-from monai_losses_ext.data.dataset import Case
+from monai_losses_ext.data.check import check_command, faults, read
+from monai_losses_ext.data.dataset import Case, case_names
 
 
 class CaseError(ValueError):
@@ -34,11 +33,12 @@ class _FaultError(ValueError):
 
 
 class CheckCased(Transform):
-    """Stop at a case whose image or label would break a training, or spoil it unseen.
+    """Stop at a case whose image or label would break a training, or spoil it unseen; give the label whole numbers.
 
     It belongs right after loading and ``EnsureChannelFirstd``. The rules are those of ``python -m monai_losses_ext data
     check``: the task's number of channels, no NaN, the same shape and place for image and label, no other label values
-    than the task's. A case without foreground is let through: it can be trained on.
+    than the task's. A case without foreground is let through: it can be trained on. Label values that a scale in the
+    file's header leaves a hair off whole numbers are rounded.
 
     Args:
         num_classes: number of labels, background included.
@@ -49,13 +49,13 @@ class CheckCased(Transform):
         self.task_size = (channels, num_classes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-        """Return the case, or raise a ValueError."""
+        """Return the case with its label rounded, or raise a ValueError."""
         volumes: list[MetaTensor] = [data["image"], data["label"]]
         arrays = [volume.as_tensor().numpy() for volume in volumes]
         affines = [volume.affine.numpy() for volume in volumes]
         for key, what in faults(arrays[0], arrays[1], (affines[0], affines[1]), self.task_size):
             raise _FaultError(key, what)
-        return data
+        return {**data, "label": data["label"].round()}
 
 
 class NamesBadCase:
@@ -127,11 +127,8 @@ def naming(case: Case) -> Iterator[None]:
         key, what = _blame(error, case)
         if key is None:
             raise
-        folder = Path(case[key]).parents[1]
-        raise CaseError(
-            f"case {case_name(case)}: {case[key]} {what}. To find every such case: "
-            f"python -m monai_losses_ext data check --dataset_dir {folder}"
-        ) from error
+        (name,) = case_names([case["image"]]).values()
+        raise CaseError(f"case {name}: {case[key]} {what}. To find every such case: {check_command(case)}") from error
 
 
 def _blame(error: BaseException, case: Case) -> tuple[str | None, str]:

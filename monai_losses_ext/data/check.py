@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,12 +18,13 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
-from monai_losses_ext.data.dataset import Case, listed_cases
+from monai_losses_ext.data.dataset import Case, case_names, listed_cases
 from monai_losses_ext.data.shapes import Array
 from monai_losses_ext.data.tasks import TASKS, Task, get_task
 
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError)  # what nibabel raises for a broken file
 SHOWN = 5  # of a long list
+ROUNDING = 1e-3  # what a label may lack to a whole number: a scale in the file's header leaves it a hair off
 
 
 class Problem(NamedTuple):
@@ -81,17 +82,25 @@ def check_dataset(dataset_dir: str | os.PathLike[str], task: str | None = None, 
     folder = Path(dataset_dir).expanduser().absolute()
     cases = listed_cases(folder)
     report = Report(get_task(task) if task else _task_of(folder))
+    names = case_names(case["image"] for case in cases)
     for case in tqdm(cases, desc="check", unit="case", disable=None if progress else True):
-        name = case_name(case)
+        name = names[case["image"]]
         report.cases.append(name)
         for key, what in _faults_of_files(case, name, report):
             report.problems.append(Problem(name, os.path.relpath(case[key], folder), what))
     return report
 
 
-def case_name(case: Case) -> str:
-    """Return the name of a case: its image's, without folder and ``.nii.gz``."""
-    return re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(case["image"]))
+def check_command(case: Case) -> str:
+    """Return the command that checks the dataset of a case; ``DIR`` and ``TASK`` stand for what is not known."""
+    folder = next((folder for folder in Path(case["image"]).parents if (folder / "dataset.json").is_file()), None)
+    command = f"python -m monai_losses_ext data check --dataset_dir {shlex.quote(str(folder)) if folder else 'DIR'}"
+    try:
+        if folder:
+            _task_of(folder)
+    except (ValueError, AttributeError):
+        command += " --task TASK"
+    return command
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Array, Array] | str:
@@ -118,6 +127,9 @@ def faults(
         task_size: number of channels and number of labels, background included.
     """
     channels, n_labels = task_size
+    if image.ndim != 4:
+        yield "image", f"must be 3-D, with channels along a fourth axis; its shape is {_by(image.shape[1:])}"
+        return
     if len(image) != channels:
         yield "image", f"has {len(image)} channels; the task has {channels}"
     if np.issubdtype(image.dtype, np.floating):
@@ -150,8 +162,9 @@ def _faults_of_files(case: Case, name: str, report: Report) -> Iterator[tuple[st
     if isinstance(volumes["image"], str) or isinstance(volumes["label"], str):
         return
     (image, affine), (label, label_affine) = volumes["image"], volumes["label"]
-    report.shapes.append(image.shape[:3])
-    report.spacings.append(tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)))
+    if image.ndim in (3, 4):
+        report.shapes.append(image.shape[:3])
+        report.spacings.append(tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)))
     image = np.moveaxis(image, -1, 0) if image.ndim == 4 else image[None]
     label = np.moveaxis(label, -1, 0) if label.ndim == 4 and label.shape[-1] == 1 else label[None]
     task = report.task
@@ -159,6 +172,7 @@ def _faults_of_files(case: Case, name: str, report: Report) -> Iterator[tuple[st
     yield from found
     if any(key == "label" for key, _ in found):
         return
+    label = np.round(label)
     absent = [value for value in range(1, len(task.labels)) if not (label == value).any()]
     if len(absent) == len(task.labels) - 1:
         yield "label", "has no foreground"
@@ -171,13 +185,14 @@ def _wrong_values(label: Array, n_labels: int) -> str | None:
     """Return what is wrong with a label's values."""
     whole = np.issubdtype(label.dtype, np.integer) or label.dtype == bool
     if not whole:
-        broken = label != np.rint(label)  # true for NaN too
+        broken = ~(abs(label - np.round(label)) <= ROUNDING)  # true for NaN too
         if broken.any():
-            values = shortened(f"{value:g}" for value in np.unique(label[broken]))
+            values = shortened(np.unique(label[broken]))
             return f"has values that are no whole numbers: {values}"
+    label = np.round(label)
     outside = (label < 0) | (label >= n_labels)
     if outside.any():
-        values = shortened(f"{value:g}" for value in np.unique(label[outside]))
+        values = shortened(f"{value:.0f}" for value in np.unique(label[outside]))
         return f"has values outside 0..{n_labels - 1}, the task's labels: {values}"
     return None
 

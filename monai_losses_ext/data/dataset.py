@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from monai_losses_ext._checks import Limits, fail, number
@@ -39,7 +42,8 @@ def read_cases(dataset_dir: str | os.PathLike[str], section: str = "training") -
         ``{"image": path, "label": path}`` per case, absolute, in the file's order.
 
     Raises:
-        DatasetError: if the folder, ``dataset.json``, the section or a listed file is absent or cannot be read.
+        DatasetError: if the folder, ``dataset.json``, the section or a listed file is absent or cannot be read, or an
+            image is listed twice.
     """
     folder = Path(dataset_dir).expanduser().absolute()
     cases = listed_cases(folder, section)
@@ -54,7 +58,8 @@ def listed_cases(folder: Path, section: str = "training") -> list[Case]:
     """Return what :func:`read_cases` does without looking for the files; ``folder`` is absolute.
 
     Raises:
-        DatasetError: if the folder, ``dataset.json`` or the section is absent or cannot be read.
+        DatasetError: if the folder, ``dataset.json`` or the section is absent or cannot be read, or an image is listed
+            twice.
     """
     if not folder.is_dir():
         raise _error(folder, "there is no such folder")
@@ -67,15 +72,31 @@ def listed_cases(folder: Path, section: str = "training") -> list[Case]:
     entries = content.get(section) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise _error(folder, f"dataset.json lists no cases under {section!r}")
-    return [_case(folder, section, i, entry) for i, entry in enumerate(entries)]
+    cases = [_case(folder, section, i, entry) for i, entry in enumerate(entries)]
+    image, times = Counter(case["image"] for case in cases).most_common(1)[0]
+    if times > 1:  # it could be trained on and validated with
+        raise _error(folder, f"dataset.json lists {os.path.relpath(image, folder)} {times} times under {section!r}")
+    return cases
+
+
+def case_names(files: Iterable[str]) -> dict[str, str]:
+    """Return a name for each file of a case, no two alike, to show to a reader.
+
+    It is the file's own, without folder and ``.nii.gz``. Of files that share that (``p1/image.nii.gz`` and
+    ``p2/image.nii.gz``), it is the path from the folder that holds them all.
+    """
+    names = {file: re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(file)) for file in files}
+    shared = {name for name, times in Counter(names.values()).items() if times > 1}
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in names]) if shared else ""
+    return {file: os.path.relpath(file, folder) if name in shared else name for file, name in names.items()}
 
 
 def split_cases(cases: list[Case], validation_fraction: float = 0.2, seed: int = 0) -> tuple[list[Case], list[Case]]:
     """Split cases into training and validation by name and seed alone.
 
-    The cases are sorted by the file name of their image and shuffled by ``random.Random(seed)``; the first
-    ``round(validation_fraction * n)`` of them, at least one, are the validation cases. So neither the order in
-    ``dataset.json`` nor the folder's place matters.
+    The cases are sorted by the file name of their image, those that share it by its path, and shuffled by
+    ``random.Random(seed)``; the first ``round(validation_fraction * n)`` of them, at least one, are the validation
+    cases. So neither the order in ``dataset.json`` nor the folder's place matters.
 
     Args:
         cases: at least two cases, as :func:`read_cases` gives them.
@@ -91,10 +112,10 @@ def split_cases(cases: list[Case], validation_fraction: float = 0.2, seed: int =
     number("validation_fraction", validation_fraction, Limits(minimum=0, maximum=1))
     if len(cases) < 2:
         raise fail("cases", "must be at least two, to train on some and validate on others", len(cases))
-    ordered = sorted(cases, key=_name)
+    ordered = sorted(cases, key=_by_name)
     shuffled = random.Random(seed).sample(ordered, len(ordered))
     n_validation = min(max(1, round(validation_fraction * len(cases))), len(cases) - 1)
-    return sorted(shuffled[n_validation:], key=_name), sorted(shuffled[:n_validation], key=_name)
+    return sorted(shuffled[n_validation:], key=_by_name), sorted(shuffled[:n_validation], key=_by_name)
 
 
 def training_cases(dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0) -> list[Case]:
@@ -109,8 +130,8 @@ def validation_cases(
     return split_cases(read_cases(dataset_dir), validation_fraction, seed)[1]
 
 
-def _name(case: Case) -> str:
-    return os.path.basename(case["image"])
+def _by_name(case: Case) -> tuple[str, str]:
+    return os.path.basename(case["image"]), case["image"]
 
 
 def _case(folder: Path, section: str, i: int, entry: object) -> Case:

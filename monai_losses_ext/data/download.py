@@ -41,8 +41,8 @@ def download(task: str | Task, out_dir: str | Path) -> Path:
         raise ValueError(f"task: {task.name} is not one of those that MONAI knows where to fetch.")
     address, checksum = DecathlonDataset.resource[task.name], DecathlonDataset.md5[task.name]
     if not archive.exists():
-        size = _size_gb(address, task)
-        print(f"{task.name}: {size:.2f} GB from {address}, licence {task.licence} ({task.licence_url})", flush=True)
+        size = _size(address, task)
+        print(f"{task.name}: {size} from {address}, licence {task.licence} ({task.licence_url})", flush=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
         download_url(address, archive, checksum, "md5")
@@ -62,12 +62,13 @@ def _is_complete(folder: Path) -> bool:
     return True
 
 
-def _size_gb(address: str, task: Task) -> float:
+def _size(address: str, task: Task) -> str:
     """Ask the server how large a file is, which also tells whether there is a network."""
     head = Request(address, method="HEAD")  # noqa: S310 (MONAI's own address)
     try:
         with urlopen(head, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            return int(answer.headers["Content-Length"]) / 1e9
+            length = answer.headers["Content-Length"]  # which a server need not tell
+            return f"{int(length) / 1e9:.2f} GB" if length else "size unknown"
     except OSError as error:
         raise OSError(
             f"download: {address} cannot be reached ({error}). Without a network, make synthetic cases: "

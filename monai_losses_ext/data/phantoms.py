@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def _scanned(rng: np.random.Generator, image: Array, spacing: tuple[float, ...],
     return (noisy * np.exp(rng.uniform(low, high))).astype(np.float32)
 
 
-def _affine(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Array:
+def _affine(rng: np.random.Generator, shape: tuple[int, ...], spacing: Sequence[float]) -> Array:
     """Return an affine with the spacing, slightly oblique, and with the volume somewhere near the world's origin."""
     affine = np.eye(4)
     affine[:3, :3] = rotation(rng, 5) @ np.diag(spacing)

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from monai_losses_ext._checks import Limits, check_arguments, fail, nearest, one_of
+from monai_losses_ext._checks import fail, one_of
+from monai_losses_ext.data.rows import (
+    Count,
+    NotNegative,
+    Number,
+    Positive,
+    Result,
+    Share,
+    Window,
+    ZScore,
+    check_object,
+    check_phantom,
+)
+from monai_losses_ext.losses.factory import get_loss
 
 TASKS_FILE = Path(__file__).with_name("tasks.json")
 
-Count = Annotated[int, Limits(minimum=1)]
-Share = Annotated[float, Limits(minimum=0, maximum=1)]
-Positive = Annotated[float, Limits(above=0)]
-
-# What the intensity rule of a row may say, and the keys that go with it.
-INTENSITY_RULES: dict[str, frozenset[str]] = {
-    "z_score": frozenset({"rule", "nonzero"}),  # zero mean, unit deviation of each case and channel (MRI)
-    "window": frozenset({"rule", "low", "high", "mean", "std"}),  # clip to [low, high], then a fixed z-score (CT, HU)
-}
+INTENSITY_RULES: dict[str, Any] = {"z_score": ZScore, "window": Window}
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,13 @@ class Training:
     epochs: Count
     val_interval: Count  # epochs between validations
     batch_size: Count  # cases per step
-    spacing_mm: tuple[float, ...] | None  # voxel size that images are resampled to; None: as stored
-    patch_size: tuple[int, ...]  # voxels
+    spacing_mm: Sequence[float] | None  # voxel size that images are resampled to; None: as stored
+    patch_size: Sequence[Count]  # voxels; a multiple of the product of the network's strides
     patches_per_case: Count  # so a step has batch_size * patches_per_case patches
-    flip_axes: tuple[int, ...]  # spatial axes (in RAS) that may be mirrored without changing what the labels mean
-    rotate_range_rad: tuple[float, ...]  # per axis, drawn from -r..r
-    zoom_range: tuple[float, ...]  # per axis, drawn from 1-z..1+z
-    translate_range_voxels: tuple[int, ...]  # per axis, drawn from -t..t
+    flip_axes: Sequence[int]  # spatial axes (in RAS) that may be mirrored without changing what the labels mean
+    rotate_range_rad: Sequence[NotNegative]  # per axis, drawn from -r..r
+    zoom_range: Sequence[Share]  # per axis, drawn from 1-z..1+z
+    translate_range_voxels: Sequence[Number]  # per axis, drawn from -t..t
     inference_overlap: Share  # of neighbouring sliding windows, 0..1
     cache_on_disk: bool  # the task is large: prepared cases are kept on disk, predictions stitched in the CPU's memory
     cache_rate: Share  # share of the cases kept in memory, 0..1
@@ -62,31 +67,39 @@ class Task:
     title: str
     description: str
     modality: str  # "MRI" or "CT"
-    channels: tuple[str, ...]
-    labels: tuple[str, ...]
+    channels: Sequence[str]
+    labels: Sequence[str]
     n_training: Count  # labelled cases in MSD's release
-    n_test: int
-    typical_shape: tuple[int, ...]  # median, voxels
-    typical_spacing_mm: tuple[float, ...]  # median
+    n_test: Number
+    typical_shape: Sequence[Count]  # median, voxels
+    typical_spacing_mm: Sequence[float]  # median
     nsd_tolerance_mm: Positive  # boundary tolerance of the surface Dice
     source: str
     licence: str
     licence_url: str
-    references: tuple[str, ...]
-    published_results: tuple[dict[str, Any], ...]
+    references: Sequence[str]
+    published_results: Sequence[dict[str, Any]]
     intensity: dict[str, Any]  # see INTENSITY_RULES
     training: Training
-    phantom: dict[str, Any]  # see phantoms.py
+    phantom: dict[str, Any]  # see rows.py and phantoms.py
 
     def __post_init__(self) -> None:
         one_of("modality", self.modality, ("MRI", "CT"))
         if self.labels[:1] != ("background",) or len(set(self.labels)) < max(2, len(self.labels)):
             raise fail("labels", "must be 'background' and then one unique name per label value", self.labels)
         rule = one_of("intensity rule", self.intensity.get("rule"), INTENSITY_RULES)
-        if set(self.intensity) != INTENSITY_RULES[rule]:
-            raise fail("intensity", f"must have the keys {', '.join(sorted(INTENSITY_RULES[rule]))}", self.intensity)
+        keys = sorted(INTENSITY_RULES[rule].__annotations__)
+        if sorted(self.intensity) != keys:
+            raise fail("intensity", f"must have the keys {', '.join(keys)}", self.intensity)
+        check_object(INTENSITY_RULES[rule], self.intensity, "intensity: ")
+        if rule == "window" and self.intensity["low"] >= self.intensity["high"]:
+            raise fail("intensity: low", "must be below high", self.intensity["low"])
+        for result in self.published_results:
+            check_object(Result, result, "published_results: ")
         self._check_axes()
         self._check_network()
+        check_phantom(self.phantom)
+        get_loss(self.training.loss_config)
 
     def _check_axes(self) -> None:
         """Check that everything that is given per axis is given for each of the task's axes."""
@@ -106,10 +119,14 @@ class Task:
             raise fail("flip_axes", f"must be axes between 0 and {n_axes - 1}", self.training.flip_axes)
 
     def _check_network(self) -> None:
-        """Check that the network has the task's channels and labels."""
+        """Check that the network has the task's channels and labels and takes the patch, and what the README reads."""
+        for key in ("_target_", "lr"):
+            if key not in self.training.optimizer:
+                raise fail("optimizer", f"must have {key}", self.training.optimizer)
         for key, names in (("in_channels", self.channels), ("out_channels", self.labels)):
             if self.training.network_def.get(key) != len(names):
                 raise fail(f"network_def {key}", f"must be {len(names)}", self.training.network_def.get(key))
+        check_patch(self.training.patch_size, self.training.network_def.get("strides", []))
 
 
 Row = TypeVar("Row", Task, Training)
@@ -128,32 +145,31 @@ def read_tasks(path: str | Path = TASKS_FILE) -> dict[str, Task]:
         ValueError: one line that names the file, the row and the field that is wrong.
     """
     tasks: dict[str, Task] = {}
-    for i, row in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))):
-        name = row.get("name", f"row {i}")
-        try:
-            if "training" in row:
-                row["training"] = _build(Training, row["training"])
-            tasks[name] = _build(Task, row)
-        except ValueError as error:
-            raise ValueError(f"{Path(path).name}, {name}: {error}") from error
+    where = Path(path).name
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise fail("rows", "must be a list", rows)
+        for i, row in enumerate(rows):
+            named = isinstance(row, dict) and "name" in row
+            where = f"{Path(path).name}, {row['name'] if named else f'row {i}'}"
+            task = _build(Task, row)
+            for key in ("name", "bundle"):
+                if getattr(task, key) in [getattr(other, key) for other in tasks.values()]:
+                    raise fail(key, "must be of one row alone", getattr(task, key))
+            tasks[task.name] = task
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
     return tasks
 
 
-def _build(cls: type[Row], values: dict[str, Any]) -> Row:
+def _build(cls: type[Row], values: Any, where: str = "") -> Row:
     """Make a row's dataclass of a JSON object: exactly its fields, of the right types, lists as tuples."""
-    known = [field.name for field in fields(cls)]
-    for name in values:
-        if name not in known:
-            raise fail("field", "must be one that a row knows", name, nearest(name, known))
-    missing = [name for name in known if name not in values]
-    if missing:
-        raise fail("fields", "must all be given", f"none for {', '.join(missing)}")
-    converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    check_arguments(cls, converted)
-    return cls(**converted)
-
-
-TASKS = read_tasks()
+    if isinstance(values, dict) and cls is Task and "training" in values:
+        values = {**values, "training": _build(Training, values["training"], "training: ")}
+    check_object(cls, values, where)
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return cls(**fields)
 
 
 def get_task(name: str) -> Task:
@@ -165,10 +181,35 @@ def get_task(name: str) -> Task:
     return TASKS[one_of("task", name, TASKS)]
 
 
+def check_patch(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
+    """Check that a network with ``strides`` can take a patch.
+
+    Raises:
+        ValueError: one line with the nearest patch that it can take.
+    """
+    product = stride_product(strides, len(patch_size))
+    if any(n % step for n, step in zip(patch_size, product, strict=True)):
+        near = [step * max(1, round(n / step)) for n, step in zip(patch_size, product, strict=True)]
+        rule = f"must be multiples of {product}, the product of the strides"
+        raise fail("patch_size", rule, list(patch_size), f" Try {near}.")
+
+
 def stride_product(strides: Sequence[int | Sequence[int]], n_axes: int) -> list[int]:
-    """Return the factor by which a network with ``strides`` shrinks each axis: its patch must be a multiple of it."""
+    """Return the factor by which a network with ``strides`` shrinks each axis: its patch must be a multiple of it.
+
+    Raises:
+        ValueError: one line, for strides that are no whole numbers of at least 1, or not one per axis.
+    """
     product = [1] * n_axes
     for stride in strides:
         per_axis = [stride] * n_axes if isinstance(stride, int) else stride
+        if len(per_axis) != n_axes or not all(isinstance(step, int) and step > 0 for step in per_axis):
+            raise fail("strides", f"must be whole numbers above 0, or lists of them, one per axis ({n_axes})", strides)
         product = [n * step for n, step in zip(product, per_axis, strict=True)]
     return product
+
+
+try:
+    TASKS = read_tasks()
+except ValueError as wrong_row:  # every command and every run of a bundle imports this: one line, no traceback
+    raise SystemExit(f"error: {wrong_row}") from None

@@ -1,12 +1,9 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the handlers share: reading what a MONAI engine gives out, and naming what goes into it."""
+"""What the handlers share: reading what a MONAI engine gives out."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,22 +14,6 @@ from monai.data.utils import affine_to_spacing
 from monai_losses_ext._checks import fail
 
 
-def foreground_labels(labels: Mapping[int | str, str]) -> dict[int, str]:
-    """Return ``labels`` with integer keys and without the background, 0.
-
-    Raises:
-        ValueError: if a key is not a whole number or no class is left.
-    """
-    try:
-        named = {int(value): str(name) for value, name in labels.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise fail("labels", "must map label values to names, as in {'1': 'liver'}", labels) from None
-    foreground = {value: name for value, name in named.items() if value != 0}
-    if not foreground:
-        raise fail("labels", "must name at least one class beside the background", labels)
-    return foreground
-
-
 def decollated(engine: Engine) -> list[dict[str, Any]]:
     """Return the evaluator's output as a list with one dictionary per case."""
     output: Any = engine.state.output
@@ -41,10 +22,10 @@ def decollated(engine: Engine) -> list[dict[str, Any]]:
     return output
 
 
-def case_name(reference: torch.Tensor, default: str) -> str:
-    """Return the name of the label's file without folder and ``.nii.gz``, or ``default`` for a label from no file."""
+def case_file(reference: torch.Tensor, default: str) -> str:
+    """Return the label's file, or ``default`` for a label from no file; ``case_names`` makes names of all of them."""
     path = reference.meta.get("filename_or_obj") if isinstance(reference, MetaTensor) else None
-    return re.sub(r"(\.nii)?(\.gz)?$", "", Path(str(path)).name) if path else default
+    return str(path) if path else default
 
 
 def label_spacing(reference: torch.Tensor) -> list[float] | None:
@@ -69,17 +50,19 @@ def class_mask(volume: Any, value: int) -> Any:
     Args:
         volume: a label map ``[1, *S]`` or a one-hot volume ``[C, *S]``; a tensor or an array, as is the mask.
         value: the class's value in the label map, and its channel in the one-hot volume.
+
+    Raises:
+        ValueError: for a value that is no channel of a one-hot volume.
     """
     plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-    return plain[0] == value if len(plain) == 1 else plain[value] > 0.5
+    if len(plain) == 1:
+        return plain[0] == value
+    if value >= len(plain):
+        raise fail("labels", f"must be channels of the one-hot volume, which has {len(plain)}", value)
+    return plain[value] > 0.5
 
 
 def is_last_iteration(engine: Engine) -> bool:
     """Tell whether the running iteration is its epoch's last; False where the epoch's length is not known."""
     length = engine.state.epoch_length
     return length is not None and engine.state.iteration % length == 0
-
-
-def metric_name(name: str) -> str:
-    """Return ``name`` as a part of a metric's key, in the characters that every tracker accepts."""
-    return re.sub(r"\W+", "_", name.strip())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ignite.engine import Engine, Events
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -94,6 +95,7 @@ def write_table(history: History, path: Path) -> None:
     unfinished.replace(path)
 
 
+@rc_context({"text.parse_math": False})  # a dollar in a name is a dollar
 def draw_curves(history: History, path: Path) -> None:
     """Draw a panel for each kind of value that the history has, see ``PANELS``."""
     panels = group_names(name for row in history.values() for name in row)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,17 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from monai_losses_ext._checks import Limits, fail, number, one_of
+from monai_losses_ext._checks import Limits, fail, one_of
+from monai_losses_ext.data.dataset import case_names
 from monai_losses_ext.handlers._engine import (
-    case_name,
+    case_file,
     check_shapes,
     class_mask,
     decollated,
-    foreground_labels,
     is_last_iteration,
     label_spacing,
-    metric_name,
 )
-from monai_losses_ext.metrics import METRICS, class_metrics, nan_mean
+from monai_losses_ext.metrics import ALL, METRICS, class_metrics, foreground_labels, metric_name, nan_mean, numbers
 
 
 class SegmentationReport:
@@ -57,7 +56,8 @@ class SegmentationReport:
         ``empty`` says which one was empty. A class that no case has gets a NaN mean.
 
     Raises:
-        ValueError: for a label without affine and no ``spacing``, or shapes of prediction and label that differ.
+        ValueError: one line, for a wrong argument, such as two classes whose names would be the same in the metrics;
+            a label without affine and no ``spacing``; shapes of prediction and label that differ.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class SegmentationReport:
     ) -> None:
         self.labels = foreground_labels(labels)
         self.csv_path = None if csv_path is None else Path(csv_path)
-        tolerances = [tolerance_mm] * len(self.labels) if isinstance(tolerance_mm, (int, float)) else list(tolerance_mm)
-        if len(tolerances) != len(self.labels):
-            raise fail("tolerance_mm", f"must be one number, or one for each of {len(self.labels)} classes", tolerances)
-        self.tolerances = [number("tolerance_mm", value, Limits(minimum=0)) for value in tolerances]
+        tolerances = tolerance_mm if isinstance(tolerance_mm, Iterable) else [tolerance_mm] * len(self.labels)
+        self.tolerances = numbers("tolerance_mm", tolerances, Limits(minimum=0))
+        if len(self.tolerances) != len(self.labels):
+            rule = f"must be one number, or one for each of {len(self.labels)} classes"
+            raise fail("tolerance_mm", rule, self.tolerances)
         self.metrics = [one_of("metrics", name, METRICS) for name in metrics]
-        self.spacing = None if spacing is None else [number("spacing", mm, Limits(above=0)) for mm in spacing]
+        self.spacing = None if spacing is None else numbers("spacing", spacing, Limits(above=0))
         self.use_subvoxels = use_subvoxels
         self.across_ranks = across_ranks
         self.rows: list[dict[str, Any]] = []
@@ -95,7 +96,7 @@ class SegmentationReport:
     def _measure(self, engine: Engine) -> None:
         for output in decollated(engine):
             prediction, reference = output["pred"], output["label"]
-            case = case_name(reference, default=f"case_{len(self.rows) // len(self.labels):04d}")
+            case = case_file(reference, default=f"case_{len(self.rows) // len(self.labels):04d}")
             check_shapes(case, prediction, reference)
             spacing = self.spacing or label_spacing(reference)
             if spacing is None:
@@ -115,11 +116,14 @@ class SegmentationReport:
             of_ranks: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(of_ranks, self.rows)
             self.rows = [row for rows in of_ranks for row in rows]
+        names = case_names(row["case"] for row in self.rows)
+        for row in self.rows:
+            row["case"] = names[row["case"]]
         self.rows.sort(key=lambda row: row["case"])  # stable: the classes keep the order of the labels
         means = self._means()
         for row in means[-1:] + means[:-1]:
             for metric in self.metrics:
-                key = f"mean_{metric}" if row["class"] == "all" else f"{metric}_{metric_name(row['class'])}"
+                key = f"mean_{metric}" if row["class"] == ALL else f"{metric}_{metric_name(row['class'])}"
                 engine.state.metrics[key] = row[metric]
         if self.csv_path is not None:
             self.csv_path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +139,7 @@ class SegmentationReport:
         for name in self.labels.values():
             of_class = [row for row in self.rows if row["class"] == name]
             rows.append({"class": name, **{m: nan_mean(row[m] for row in of_class) for m in self.metrics}})
-        rows.append({"class": "all", **{m: nan_mean(row[m] for row in rows) for m in self.metrics}})
+        rows.append({"class": ALL, **{m: nan_mean(row[m] for row in rows) for m in self.metrics}})
         return [{"case": "mean", **row} for row in rows]
 
 

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from monai_losses_ext._checks import Limits, number
-from monai_losses_ext.handlers._engine import case_name, check_shapes, class_mask, decollated, foreground_labels
+from monai_losses_ext.data.dataset import case_names
+from monai_losses_ext.handlers._engine import case_file, check_shapes, class_mask, decollated
 from monai_losses_ext.handlers._planes import Plane, cut_planes
-from monai_losses_ext.metrics import class_metrics, nan_mean
+from monai_losses_ext.metrics import class_metrics, foreground_labels, nan_mean
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart too, in the order that shows best on grey.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
@@ -29,7 +31,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0
 class Case:
     """What is kept of a case: three planes, not the volume."""
 
-    name: str
+    file: str  # of its label
     dice: float
     planes: list[Plane]
 
@@ -83,8 +85,8 @@ class PredictionPicture:
             self.cases.append(self._case(output, default_name=f"case_{len(self.cases):04d}"))
 
     def _case(self, output: dict[str, Any], default_name: str) -> Case:
-        name = case_name(output["label"], default_name)
-        check_shapes(name, output["pred"], output["label"])
+        file = case_file(output["label"], default_name)
+        check_shapes(file, output["pred"], output["label"])
         spacing = [1.0] * (output["label"].ndim - 1)  # the Dice has no unit
         dice = nan_mean(
             class_metrics(
@@ -92,16 +94,18 @@ class PredictionPicture:
             )["dice"]
             for value in self.labels
         )
-        return Case(name, dice, cut_planes(output, list(self.labels)))
+        return Case(file, dice, cut_planes(output, list(self.labels)))
 
     def _draw(self, engine: Engine) -> None:
         if self.cases:
             draw_cases(self.cases, list(self.labels.values()), self.n_cases, self.path)
 
 
+@rc_context({"text.parse_math": False})  # a dollar in a name is a dollar
 def draw_cases(cases: list[Case], class_names: list[str], n_cases: int, path: Path) -> None:
     """Draw a row per chosen case and, for each plane, the reference and beside it the prediction."""
-    ranked = sorted(cases, key=lambda case: (np.nan_to_num(case.dice, nan=2.0), case.name))
+    ranked = sorted(cases, key=lambda case: (np.nan_to_num(case.dice, nan=2.0), case.file))
+    names = case_names(case.file for case in cases)
     ranks = np.unique(np.linspace(0, len(ranked) - 1, min(n_cases, len(ranked))).round().astype(int))
     n_columns = 2 * max(len(ranked[rank].planes) for rank in ranks)
     figure = Figure(figsize=(2.1 * n_columns + 1.2, 2.1 * len(ranks) + 1.2), layout="constrained")
@@ -109,7 +113,7 @@ def draw_cases(cases: list[Case], class_names: list[str], n_cases: int, path: Pa
     for axes_of_case, rank in zip(grid, ranks, strict=True):
         case = ranked[rank]
         place = {0: "lowest", len(ranked) - 1: "highest"}.get(rank, f"rank {rank + 1}")
-        axes_of_case[0].set_ylabel(f"{case.name}\nDice {case.dice:.3f}\n({place} of {len(ranked)})", fontsize=9)
+        axes_of_case[0].set_ylabel(f"{names[case.file]}\nDice {case.dice:.3f}\n({place} of {len(ranked)})", fontsize=9)
         for axes in axes_of_case[2 * len(case.planes) :]:
             axes.set_visible(False)
         for plane, left, right in zip(case.planes, axes_of_case[::2], axes_of_case[1::2], strict=False):

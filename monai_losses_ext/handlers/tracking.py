@@ -12,7 +12,8 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from monai_losses_ext.handlers._engine import is_last_iteration, metric_name
+from monai_losses_ext.handlers._engine import is_last_iteration
+from monai_losses_ext.metrics import metric_name
 
 
 class LossTracker:
@@ -69,7 +70,7 @@ class LossTracker:
         """Return the loss of the last iteration, its terms and weights: an ``output_transform`` for MLFlowHandler."""
         first = output[0] if isinstance(output, list) else output
         terms = getattr(self._compound(), "last_terms", {})
-        values = {"loss": first["loss"], **{f"loss_{metric_name(name)}": value for name, value in terms.items()}}
+        values = {"loss": first["loss"], **{f"loss_{metric_name(name)}": term.mean() for name, term in terms.items()}}
         return {f"iteration_{name}": float(value) for name, value in {**values, **self._weights()}.items()}
 
     def _check_optimizer(self, engine: Engine) -> None:
@@ -116,8 +117,9 @@ class LossTracker:
         """Return the epoch's mean of each value, over all ranks where that is wanted."""
         sizes = torch.tensor(self._batch_sizes, dtype=torch.float64)
         table = torch.stack([torch.stack(values) for values in self._values.values()])
-        sums = torch.cat([table.double() @ sizes.to(table.device), sizes.sum().to(table.device).reshape(1)])
+        sums = torch.cat([table.cpu().double() @ sizes, sizes.sum().reshape(1)])  # Apple's GPUs have no float64
         if self.across_ranks and dist.is_available() and dist.is_initialized():
+            sums = sums.to(table.device)  # NCCL takes nothing from the CPU
             dist.all_reduce(sums)
         means: list[float] = (sums[:-1] / sums[-1]).tolist()
         return means

@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_losses_ext._checks import describe
+from monai_losses_ext._checks import describe, fail
 
 
 class TrainingState:
@@ -38,7 +40,8 @@ class TrainingState:
         save: whether to write; False on every rank but the first.
 
     Raises:
-        SystemExit: one line, when the training starts, where the file is of another training.
+        SystemExit: one line, when the training starts, where the file is of another training, or where a value could
+            be saved but not be read again: :func:`load_state` takes no code from a file.
     """
 
     def __init__(
@@ -52,8 +55,8 @@ class TrainingState:
     ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
-        self.values = dict(values or {})
-        self.same = dict(same or {})
+        self.values = _plain(values or {})
+        self.same = _plain(same or {})
         self.resume = resume
         self.save = save
 
@@ -62,25 +65,30 @@ class TrainingState:
         engine.add_event_handler(Events.STARTED, self._start)
 
     def _start(self, engine: Engine) -> None:
+        self._is_checked = False
+        if self.save:
+            check_readable(self._state(engine))
         if self.resume:
             self._restore(engine)
         if self.save and not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)  # now, so that it comes after all others
 
     def _save(self, engine: Engine) -> None:
-        state = {name: _plain(item.state_dict()) for name, item in self.objects.items()}
-        trainer = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        state = self._state(engine)
+        if not self._is_checked:  # once more, as an optimizer has its state from the first step on
+            check_readable(state)
+            self._is_checked = True
+        save_whole(state, self.path)
+
+    def _state(self, engine: Engine) -> dict[str, Any]:
         scaler = getattr(engine, "scaler", None)
-        save_whole(
-            {
-                "trainer": trainer,
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "objects": state,
-                "values": self.values,
-                "same": self.same,
-            },
-            self.path,
-        )
+        return {
+            "trainer": {"epoch": engine.state.epoch, "iteration": engine.state.iteration},
+            "scaler": None if scaler is None else _plain(scaler.state_dict()),
+            "objects": {name: _plain(item.state_dict()) for name, item in self.objects.items()},
+            "values": self.values,
+            "same": self.same,
+        }
 
     def _restore(self, engine: Engine) -> None:
         state = load_state(self.path)
@@ -176,6 +184,23 @@ class FinalModel:
         save_whole(self.network.state_dict(), self.path)
 
 
+def check_readable(state: Mapping[str, Any]) -> None:
+    """Check that :func:`load_state` will be able to read what is about to be saved.
+
+    Raises:
+        SystemExit: one line with the first entry that it could not.
+    """
+    for part in ("objects", "values", "same"):
+        for name, value in state[part].items():
+            buffer = io.BytesIO()
+            try:
+                torch.save(value, buffer)
+                torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
+            except Exception:
+                rule = "must consist of tensors, numbers and texts, so that the training can be resumed"
+                raise SystemExit(f"error: TrainingState: {fail(f'{part}: {name}', rule, value)}") from None
+
+
 def save_whole(content: Any, path: Path) -> None:
     """Write a file with ``torch.save`` so that a crash or a full disk leaves the former one as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +239,9 @@ def saved_value(path: str | os.PathLike[str], name: str) -> Any:
 
 
 def _plain(state: Any) -> Any:
-    """Return a state without the classes that ``torch.load(weights_only=True)`` refuses."""
+    """Return a state with Python's own types, as ``torch.load(weights_only=True)`` refuses most others."""
+    if isinstance(state, np.generic):
+        return state.item()
     if isinstance(state, Mapping):
         return {key: _plain(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):

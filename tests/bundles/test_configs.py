@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,17 @@ def test_no_amp_on_the_cpu(bundle: Path, device: Any) -> None:
     assert workflow(bundle, device=device).parser.get_parsed_content("amp") is False
 
 
+@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize(("word", "expected"), [("false", False), ("true", True), (False, False)])
+def test_a_switch_of_the_command_line_is_read_as_a_switch(
+    bundle: Path, dataset: Path, tmp_path: Path, name: str, word: Any, expected: bool
+) -> None:
+    folder = dataset if name == "train" else dataset / "imagesTr"
+    made = workflow(bundle, name, amp=word, dataset_dir=str(folder), bundle_root=str(tmp_path), network_def=tiny())
+    engine = "train#trainer" if name == "train" else "evaluator"
+    assert made.parser.get_parsed_content(engine).amp is expected
+
+
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
@@ -218,8 +230,9 @@ def test_weights_of_another_network_are_refused_in_one_line(bundle: Path, datase
     assert "more.weight is (2,) there and absent in network_def" in error_of(bundle, "evaluate", **common)
     torch.save([1.0], weights)
     assert "it holds a list" in error_of(bundle, "evaluate", **common)
-    weights.write_text("not weights")
-    assert "torch.load" in error_of(bundle, "evaluate", **common)
+    for text in ("not weights", "hello", "", "\x80\x02"):  # each makes torch raise another error
+        weights.write_bytes(text.encode("latin-1"))
+        assert "torch.load" in error_of(bundle, "evaluate", **common)
 
 
 def test_misspelt_option_is_refused_with_the_nearest_name(bundle: Path) -> None:
@@ -232,12 +245,120 @@ def test_patch_that_the_network_cannot_take_is_refused_with_the_nearest(bundle: 
     assert "patch_size: must be multiples of [8, 8, 8]" in message and "Try [40, 32, 32]." in message
 
 
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs: must be a whole number of at least 1; got 0."),
+        ({"epochs": "many"}, "epochs: must be a whole number of at least 1; got 'many'."),
+        ({"epochs": True}, "epochs: must be a whole number of at least 1; got True."),
+        ({"val_interval": 0}, "val_interval: must be a whole number of at least 1; got 0."),
+        ({"batch_size": 0}, "batch_size: must be a whole number of at least 1; got 0."),
+        ({"patches_per_case": 1.5}, "patches_per_case: must be a whole number of at least 1; got 1.5."),
+        ({"seed": -1}, "seed: must be a whole number between 0 and 4.29497e+09; got -1."),
+        ({"split_seed": "one"}, "split_seed: must be a whole number; got 'one'."),
+        ({"validation_fraction": 2}, "validation_fraction: must be a number between 0 and 1; got 2."),
+        ({"cache_rate": -0.5}, "cache_rate: must be a number between 0 and 1; got -0.5."),
+        ({"num_workers": -1}, "num_workers: must be a whole number of at least 0; got -1."),
+        ({"optimizer#lr": -1}, "optimizer#lr: must be a number of at least 0 or a tensor; got -1."),
+        ({"patch_size": 64}, "patch_size: must be a list of whole numbers of at least 1; got 64."),
+        (
+            {"patch_size": [32, "a", 32]},
+            "patch_size: must be a list of whole numbers of at least 1; got [32, 'a', 32].",
+        ),
+        ({"patch_size": [0, 0, 0]}, "patch_size: must be a list of whole numbers of at least 1; got [0, 0, 0]."),
+        ({"patch_size": [32, 48]}, "patch_size: must have one value for each of the network's 3 axes; got [32, 48]."),
+        ({"labels": {"1": "a", "2": "a"}}, "labels: must each have a name of its own in the metrics"),
+    ],
+)
+def test_wrong_value_is_one_line_before_anything_is_built(
+    bundle: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    assert error_of(bundle, name, **options).startswith(f"error: {message}")
+
+
+def test_one_case_alone_cannot_be_split(bundle: Path, tmp_path: Path) -> None:
+    data = make_phantoms("Task04_Hippocampus", tmp_path / "data", n_cases=2, scale=0.1)
+    content = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**content, "training": content["training"][:1]}))
+    assert "cases: must be at least two" in error_of(bundle, "train", dataset_dir=str(data))
+
+
+def check_with(bundle: Path, dataset: Path, folder: Path, **overlay: Any) -> None:
+    """Run the checks alone, of the training config with an overlay."""
+    (folder / "mine.json").write_text(json.dumps(overlay))
+    files = [str(bundle / "configs" / "train.json"), str(folder / "mine.json")]
+    run = ["$engine.check_inputs(@dataset_dir, @loss_config)"]
+    made = ConfigWorkflow(files, logging_file=False, dataset_dir=str(dataset), run=run)
+    made.initialize()
+    made.run()
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        {"_mine": {"_target_": "StatsHandler"}, "+train#handlers": ["@_mine"]},
+        {"train#handlers": "$[monai.handlers.StatsHandler()]"},
+        {"+train#handlers": [{"_note_": "no component"}]},
+    ],
+)
+def test_handlers_of_any_form_are_left_to_monai(
+    bundle: Path, dataset: Path, tmp_path: Path, overlay: dict[str, Any]
+) -> None:
+    check_with(bundle, dataset, tmp_path, **overlay)
+
+
+def test_schedule_of_a_component_that_is_not_there_is_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    schedule = {"type": "linear", "component": "boundry", "start": 0.1, "end": 1.0, "epochs": 5}
+    handler = {"_target_": "monai_losses_ext.handlers.WeightSchedule", "loss": "@loss", "schedules": schedule}
+    with pytest.raises(SystemExit, match="^error: .*boundry"):
+        check_with(bundle, dataset, tmp_path, **{"+train#handlers": ["@train#handlers#0", handler]})
+
+
 def test_image_of_other_channels_is_refused_by_inference_with_its_name(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
     for name, shape in (("a", (9, 8, 7)), ("b", (9, 8, 7, 2))):
         nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
     message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
     assert f"must be 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 7, 1, 3), (9, 8, 7, 2, 1)])
+def test_image_of_other_axes_is_refused_by_inference_with_its_name(
+    bundle: Path, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    (tmp_path / "model.pt").touch()
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / "x.nii")
+    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
+    assert f"must be 3-D with 1 channel: {tmp_path / 'x.nii'} is not." in message
+
+
+def test_images_of_one_name_are_refused_by_inference(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    for name in ("a.nii.gz", "b.nii", "b.nii.gz"):
+        nib.save(nib.Nifti1Image(np.zeros((9, 8, 7), np.float32), np.eye(4)), tmp_path / name)
+    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
+    assert f"{tmp_path / 'b.nii'} and {tmp_path / 'b.nii'}.gz would be segmented into the same file" in message
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_image_with_a_broken_voxel_is_refused_by_inference(bundle: Path, tmp_path: Path, broken: float) -> None:
+    """From a folder whose name is a pattern of file names, and is given as ``~/...``; the image before is segmented."""
+    images = tmp_path / "br[1]*"
+    images.mkdir()
+    voxels = np.random.default_rng(0).normal(size=(2, 17, 18, 19)).astype(np.float32)
+    voxels[1, 3, 4, 5] = broken
+    for name, volume in zip(("a.nii.gz", "b.nii.gz"), voxels, strict=True):
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), images / name)
+    common = {"network_def": tiny(), "patch_size": [16, 16, 16], "ckpt_path": str(tmp_path / "model.pt")}
+    parser = workflow(bundle, "inference", **common).parser
+    torch.save(parser.get_parsed_content("network").state_dict(), common["ckpt_path"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        out = tmp_path / "out"
+        message = error_of(bundle, "inference", dataset_dir="~/br[1]*", output_dir=str(out), **common)
+    assert message == f"error: dataset_dir: {images / 'b.nii.gz'} has voxels that are NaN or infinite."
+    assert [path.name for path in out.iterdir()] == ["a_seg.nii.gz"]
 
 
 def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:

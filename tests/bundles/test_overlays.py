@@ -124,11 +124,6 @@ def test_overlay_trains(task: Task, name: str, tmp_path: Path) -> None:
         assert isinstance(loss, BY_NAME[config["type"]])
 
 
-def test_pairs_touch_everything() -> None:
-    assert {task.name for task, _ in PAIRS} == set(TASKS)
-    assert {name for _, name in PAIRS} == set(NAMES)
-
-
 def test_tracking_goes_where_the_overlay_says_for_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = f"sqlite:///{tmp_path}/runs.db"

@@ -4,19 +4,28 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles.helpers import REPOSITORY
+from monai.bundle import ConfigParser
 
 from monai_losses_ext.bundlekit import check, render
 from monai_losses_ext.bundlekit.render import render_task
 from monai_losses_ext.data.tasks import TASKS, Task, get_task
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
+BUNDLES = REPOSITORY / "bundles"
+render_module = importlib.import_module("monai_losses_ext.bundlekit.render")  # the package has a function of that name
 
 
 def test_committed_bundles_are_the_rendering() -> None:
@@ -108,19 +117,63 @@ def find_steps(config: Any) -> list[dict[str, Any]]:
     return found + [step for value in inside for step in find_steps(value)]
 
 
-def test_readmes_name_configs_that_exist() -> None:
-    for readme in BUNDLES.glob("*/docs/README.md"):
-        named = set(re.findall(r"bundles/[\w/]+\.json", readme.read_text()))
-        assert {Path(path).name for path in named} == {
-            "train.json",
-            "evaluate.json",
-            "inference.json",
-            "multi_gpu_train.json",
-        }
-        assert [path for path in named if not (BUNDLES.parent / path).is_file()] == []
+def commands(readme: Path) -> list[list[str]]:
+    """Return the words after ``monai.bundle run`` of each such command in a README's blocks of code."""
+    blocks = re.findall(r"```bash\n(.*?)```", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.split("monai.bundle run ")[1]) for line in lines if "monai.bundle run " in line]
 
 
-def test_metadata_version_is_in_the_changelog() -> None:
-    for path in BUNDLES.glob("*/configs/metadata.json"):
-        metadata = json.loads(path.read_text())
-        assert metadata["version"] in metadata["changelog"]
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_commands_of_the_readme_have_files_and_options_that_exist(task: Task) -> None:
+    readme = BUNDLES / task.bundle / "docs" / "README.md"
+    found = commands(readme)
+    seen = set()
+    for words in found:
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        given = options.pop("--config_file")
+        files = ast.literal_eval(given) if given.startswith("[") else [given]
+        seen |= {Path(file).name for file in files}
+        config = ConfigParser.load_config_files([str(REPOSITORY / file) for file in files])
+        assert {name.removeprefix("--").split("#")[0] for name in options} <= set(config)
+        assert f"bundles/{task.bundle}/configs" in files[0]
+    assert seen == {"train.json", "evaluate.json", "inference.json", "multi_gpu_train.json"}
+    assert len(found) >= 7
+    overlays = set(re.findall(r"[`'](configs/[\w/]+\.json)", readme.read_text(encoding="utf-8")))
+    assert "configs/losses/tversky.json" in overlays
+    assert [path for path in overlays if not (REPOSITORY / path).is_file()] == []
+
+
+def test_readme_says_on_how_many_cases_its_figures_stand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    task = get_task("Task04_Hippocampus")
+    results = json.loads((render_module.RESULTS / "hippocampus.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(render_module, "RESULTS", tmp_path)
+    (tmp_path / "hippocampus.json").write_text(json.dumps({**results, "n_training": 70, "n_validation": 30}))
+    sentence = "Trained on 70 cases and measured on 30 held-out cases that training never saw (100 of the 260 labelled"
+    assert sentence in render_task(task)[f"{task.bundle}/docs/README.md"]
+    del results["n_training"]
+    (tmp_path / "hippocampus.json").write_text(json.dumps(results))
+    assert f"\nOn {results['n_validation']} held-out cases" in render_task(task)[f"{task.bundle}/docs/README.md"]
+
+
+def test_check_names_files_that_are_not_of_the_template(tmp_path: Path) -> None:
+    render(tmp_path)
+    bundle = tmp_path / get_task("Task04_Hippocampus").bundle
+    of_runs = ["models/model.pt", "models/model.ts", "output/curves.png", "eval/a.csv", "data/Task04/dataset.json"]
+    strangers = [tmp_path / "msd_old" / "LICENSE", bundle / "configs" / "old_train.json", bundle / "models" / "a.txt"]
+    for path in [*strangers, *(bundle / name for name in of_runs)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert sorted(check(tmp_path)) == sorted(f"{path}: not of the template" for path in strangers)
+
+
+def test_rendering_outside_a_clone_is_refused_in_one_line(tmp_path: Path) -> None:
+    """An installed package has no results, so that every README would say that nothing was trained."""
+    shutil.copytree(REPOSITORY / "monai_losses_ext", tmp_path / "monai_losses_ext")
+    shutil.copytree(BUNDLES, tmp_path / "bundles", ignore=shutil.ignore_patterns(*render_module.OF_RUNS))
+    for action in ("render", "check"):
+        command = [sys.executable, "-W", "ignore", "-m", "monai_losses_ext", "bundles", action]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: bundles: must be rendered and checked in a clone of the repository")
+        assert done.stderr.count("\n") == 1

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 from mlflow import MlflowClient
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd
 
+from monai_losses_ext.cli import main
 from monai_losses_ext.data.bad_case import CaseError, CaseLoader, CheckCased
 from monai_losses_ext.data.dataset import read_cases, training_cases, validation_cases
 from monai_losses_ext.data.phantoms import make_phantoms
@@ -82,6 +85,43 @@ def test_error_names_the_case_the_file_the_fault_and_the_check(folder: Path, key
     assert what in text
     assert text.endswith(f"data check --dataset_dir {folder}")
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("place", ["imagesTr", "", "a/b"])
+def test_command_that_finds_every_bad_case_can_be_pasted(
+    folder: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder with blanks, wherever in it the image lies; with the task, which neither name nor index tells."""
+    folder = folder.rename(tmp_path / "my own $DATA")
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for i, case in enumerate(read_cases(folder)):
+        Path(case["image"]).rename(folder / place / f"{i}.nii.gz")
+    index = [
+        {"image": f"{place}/{i}.nii.gz".lstrip("/"), "label": f"labelsTr/phantom_{i:03d}.nii.gz"} for i in range(5)
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"training": index}))
+    cases = read_cases(folder)
+    with_nan(cases[3]["image"])
+    with pytest.raises(CaseError) as caught:
+        SeededCacheDataset(cases, transform(), cache_rate=0.0)[3]
+    command = str(caught.value).split("To find every such case: ")[1]
+    assert command.endswith(" --task TASK")
+    words = shlex.split(command.replace("TASK", "Task04_Hippocampus"))
+    assert words[:3] == ["python", "-m", "monai_losses_ext"]
+    assert main(words[3:]) == 1
+    printed = capsys.readouterr()
+    assert "NaN or infinite" in printed.out
+    assert "1 problems in 1 of 5 cases" in printed.err
+
+
+def test_label_of_a_scale_a_hair_off_one_is_read_as_whole_numbers(folder: Path) -> None:
+    case = read_cases(folder)[0]
+    volume = nib.load(case["label"])
+    expected = np.asarray(volume.dataobj)
+    nib.save(nib.Nifti1Image(expected.astype(np.float32) * np.float32(1.0000002), volume.affine), case["label"])
+    label = SeededCacheDataset([case], transform(), cache_rate=0.0)[0]["label"]
+    assert label.unique().tolist() == [0, 1, 2]
+    assert sorted(np.asarray(label).ravel()) == sorted(expected.ravel())
 
 
 @pytest.mark.parametrize("num_workers", [None, 2])

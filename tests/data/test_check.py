@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -77,10 +78,21 @@ FAULTS = {
         "labelsTr",
         "has the shape 16 x 16 x 15; the image has 16 x 16 x 16",
     ),
+    "2-D": (lambda f: rewrite(f, "imagesTr", lambda v, a: (v[0], a)), "imagesTr", "must be 3-D, with"),
+    "5-D": (
+        lambda f: rewrite(f, "imagesTr", lambda v, a: (np.stack([v, v], -1)[..., None, :], a)),
+        "imagesTr",
+        "must be 3-D, with channels along a fourth axis; its shape is 16 x 16 x 16 x 1 x 2",
+    ),
     "affine": (lambda f: rewrite(f, "labelsTr", moved), "labelsTr", "lies up to 5 mm from the image"),
     "value": (lambda f: rewrite(f, "labelsTr", with_voxels(7)), "labelsTr", "outside 0..2, the task's labels: 7"),
     "negative": (lambda f: rewrite(f, "labelsTr", with_voxels(-1)), "labelsTr", "outside 0..2, the task's labels: -1"),
     "fraction": (lambda f: rewrite(f, "labelsTr", with_voxels(0.5)), "labelsTr", "no whole numbers: 0.5"),
+    "small fraction": (
+        lambda f: rewrite(f, "labelsTr", with_voxels(1.0625)),
+        "labelsTr",
+        "no whole numbers: 1.0625",
+    ),
     "NaN label": (lambda f: rewrite(f, "labelsTr", with_voxels(np.nan)), "labelsTr", "no whole numbers: nan"),
     "empty": (lambda f: rewrite(f, "labelsTr", lambda v, a: (v * 0, a)), "labelsTr", "has no foreground"),
 }
@@ -126,6 +138,37 @@ def test_an_absent_label_is_a_warning(folder: Path, capsys: pytest.CaptureFixtur
 def test_a_shift_of_less_than_half_a_voxel_is_none(folder: Path) -> None:
     rewrite(folder, "labelsTr", lambda voxels, affine: (voxels, affine + np.eye(4, k=3) * 0.4))
     assert check_dataset(folder).problems == []
+
+
+def test_a_scale_a_hair_off_one_is_none(folder: Path) -> None:
+    scale_labels(folder, 1.0000001)
+    assert nib.load(folder / "labelsTr" / f"{CASE}.nii.gz").get_fdata().max() > 2
+    report = check_dataset(folder)
+    assert (report.problems, report.absent) == ([], {})
+    scale_labels(folder, 1.01)
+    (problem,) = check_dataset(folder).problems
+    assert "no whole numbers: 1.0" in problem.what  # the value, not a rounded one
+
+
+def scale_labels(folder: Path, slope: float) -> None:
+    """Write a label as scanners' software does: whole numbers, and in the header what to multiply them by."""
+    path = folder / "labelsTr" / f"{CASE}.nii.gz"
+    volume = nib.load(path)
+    content = bytearray(nib.Nifti1Image(np.rint(volume.get_fdata()).astype(np.int16), volume.affine).to_bytes())
+    content[112:116] = np.float32(slope).tobytes()  # scl_slope
+    path.write_bytes(gzip.compress(content))
+
+
+def test_cases_that_share_a_file_name_are_told_apart(folder: Path) -> None:
+    cases = []
+    for i, case in enumerate(read_cases(folder)):
+        (folder / f"p{i}").mkdir()
+        moved_to = {key: Path(case[key]).rename(folder / f"p{i}" / f"{key}.nii.gz") for key in ("image", "label")}
+        cases.append({key: str(path) for key, path in moved_to.items()})
+    (folder / "dataset.json").write_text(json.dumps({"training": cases}))
+    report = check_dataset(folder)
+    assert report.problems == []
+    assert report.cases == [f"p{i}/image.nii.gz" for i in range(3)]
 
 
 def test_folder_without_cases_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

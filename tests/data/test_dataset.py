@@ -14,6 +14,7 @@ import pytest
 
 from monai_losses_ext.data.dataset import (
     DatasetError,
+    case_names,
     read_cases,
     split_cases,
     training_cases,
@@ -57,6 +58,12 @@ def test_cases_are_absolute_paths_in_the_order_of_the_file(tmp_path: Path, monke
             "case 0 .* no 'image' and 'label'",
         ),
         (lambda folder: (folder / "labelsTr/b.nii.gz").unlink(), "labelsTr/b.nii.gz is absent"),
+        (
+            lambda folder: (folder / "dataset.json").write_text(
+                json.dumps({"training": [{"image": f"{at}imagesTr/a.nii.gz", "label": "x"} for at in ("", "./", "")]})
+            ),
+            "lists imagesTr/a.nii.gz 3 times under 'training'",
+        ),
         (
             lambda folder: [path.unlink() for path in (folder / "imagesTr").iterdir()],
             "imagesTr/a.nii.gz and 1 more listed files are absent",
@@ -103,6 +110,21 @@ def test_split_depends_on_names_and_seed_alone() -> None:
 
     assert names(split_cases(moved, seed=1)[1]) == names(split_cases(cases, seed=1)[1])
     assert names(split_cases(cases, seed=2)[1]) != names(split_cases(cases, seed=1)[1])
+
+
+def test_split_of_images_that_share_a_file_name_depends_on_their_folders() -> None:
+    cases = [{"image": f"/x/p{i:02d}/image.nii.gz", "label": f"/x/p{i:02d}/label.nii.gz"} for i in range(30)]
+    for seed in range(3):
+        shuffled = random.Random(seed).sample(cases, 30)
+        assert split_cases(shuffled, seed=1) == split_cases(cases, seed=1)
+    assert split_cases(cases, seed=2) != split_cases(cases, seed=1)
+
+
+def test_names_of_cases_are_their_files_or_where_these_repeat_their_paths() -> None:
+    assert case_names(["/x/a.nii.gz", "/y/b.nii", "/x/a.nii.gz"]) == {"/x/a.nii.gz": "a", "/y/b.nii": "b"}
+    files = ["/x/p1/image.nii.gz", "/x/p2/image.nii.gz", "/x/p2/other.nii.gz", "/x/p2/image.nii"]
+    names = ["p1/image.nii.gz", "p2/image.nii.gz", "other", "p2/image.nii"]
+    assert list(case_names(files).values()) == names
 
 
 def test_split_of_known_cases_never_changes() -> None:

@@ -62,6 +62,20 @@ def test_fetches_once_and_says_size_and_licence(
     assert requests == ["HEAD", "GET"]
 
 
+def test_server_that_does_not_tell_the_size(
+    tmp_path: Path, requests: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send = SimpleHTTPRequestHandler.send_header
+    monkeypatch.setattr(
+        SimpleHTTPRequestHandler,
+        "send_header",
+        lambda self, name, value: None if name == "Content-Length" else send(self, name, value),
+    )
+    assert main(["data", "download", "--task", TASK, "--out", str(tmp_path / "data")]) == 0
+    assert f"{TASK}: size unknown from http://127.0.0.1" in capsys.readouterr().out
+    assert len(read_cases(tmp_path / "data" / TASK)) == 2
+
+
 def test_interrupted_unpacking_is_made_good_without_fetching_again(tmp_path: Path, requests: list[str]) -> None:
     out = tmp_path / "data"
     (out / TASK).mkdir(parents=True)

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_losses_ext.data.tasks import TASKS, TASKS_FILE, Task, get_task, read_tasks
+
+WINDOW = {"rule": "window", "low": -100, "high": 200, "mean": 50, "std": 40}
 
 
 def write_row(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -111,6 +116,32 @@ def test_unknown_task_is_an_error_with_the_nearest_name() -> None:
             lambda row: row.update(intensity={"rule": "window", "low": 0}),
             "intensity: must have the keys high, low, mean",
         ),
+        (lambda row: row.update(intensity={**WINDOW, "std": 0}), "intensity: std: must be a number above 0; got 0"),
+        (lambda row: row.update(intensity={**WINDOW, "low": "-100"}), "intensity: low: must be a number; got '-100'"),
+        (lambda row: row.update(intensity={**WINDOW, "low": 200}), "intensity: low: must be below high; got 200"),
+        (lambda row: row.update(labels=["background", 1, 2]), "labels: must be a list of text; got"),
+        (lambda row: row.update(n_test=-3), "n_test: must be a whole number of at least 0; got -3"),
+        (
+            lambda row: row.update(typical_shape=[0, 0, 0]),
+            "typical_shape: must be a list of whole numbers of at least 1",
+        ),
+        (lambda row: row.update(typical_spacing_mm=["a", 1, 1]), "typical_spacing_mm: must be a list of numbers; got"),
+        (lambda row: row["training"].update(patch_size=[33, 48, 32]), r"patch_size: must be multiples of \[8, 8, 8\]"),
+        (lambda row: row["training"].update(patch_size=[32.0, 48, 32]), "patch_size: must be a list of whole numbers"),
+        (
+            lambda row: row["training"]["network_def"].update(strides=[1, 2, 0]),
+            "strides: must be whole numbers above 0",
+        ),
+        (lambda row: row["training"].update(loss_config="dise"), r"loss: type: .* got 'dise'\. Did you mean 'dice'\?"),
+        (lambda row: row["training"]["optimizer"].pop("lr"), "optimizer: must have lr"),
+        (lambda row: row["published_results"][0].pop("source"), "published_results: .* got 'none for source'"),
+        (lambda row: row.update(phantom={}), "phantom: fields: must all be given; got 'none for background, bias"),
+        (lambda row: row["phantom"].update(noize=1), r"phantom: field: .* got 'noize'\. Did you mean 'noise'\?"),
+        (lambda row: row["phantom"]["pose"].update(mirror=2), "phantom: pose: mirror: must be true or false; got 2"),
+        (lambda row: row["phantom"]["structures"][1].update(raddi=1), r"structure 1: field: .* Did you mean 'radii'\?"),
+        (lambda row: row["phantom"]["structures"][0].pop("points"), "structure 0: points: must be given for .* tube"),
+        (lambda row: row["phantom"]["structures"][0].update(inside="organ"), "structure 0: inside: .* got 'organ'"),
+        (lambda row: row["phantom"].update(gain=[2, 1]), r"phantom: gain: must be \[least, most\]; got \[2, 1\]"),
     ],
 )
 def test_wrong_row_is_a_one_line_error_that_names_the_row_and_the_field(
@@ -120,6 +151,42 @@ def test_wrong_row_is_a_one_line_error_that_names_the_row_and_the_field(
         read_tasks(write_row(tmp_path, change))
     assert str(caught.value).startswith("tasks.json, Task04_Hippocampus: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('["Task04"]', "tasks.json, row 0: row: must be an object; got 'Task04'."),
+        ("{}", "tasks.json: rows: must be a list; got {}."),
+        ("[", "tasks.json: Expecting value: line 1 column 2 (char 1)"),
+    ],
+)
+def test_file_that_holds_no_rows_is_a_one_line_error(tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "tasks.json").write_text(rows, encoding="utf-8")
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+        read_tasks(tmp_path / "tasks.json")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("key", ["name", "bundle"])
+def test_two_rows_of_one_name_are_refused(tmp_path: Path, key: str) -> None:
+    first, second, *_ = json.loads(TASKS_FILE.read_text(encoding="utf-8"))
+    (tmp_path / "tasks.json").write_text(json.dumps([first, {**second, key: first[key]}]), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{key}: must be of one row alone; got '{first[key]}'"):
+        read_tasks(tmp_path / "tasks.json")
+
+
+def test_wrong_row_of_the_package_is_one_line_of_every_command(tmp_path: Path) -> None:
+    """The rows are read while the package is imported, before any command could catch an error."""
+    package = Path(shutil.copytree(TASKS_FILE.parents[1], tmp_path / "monai_losses_ext"))
+    text = TASKS_FILE.read_text(encoding="utf-8")
+    (package / "data" / "tasks.json").write_text(text.replace('"modality"', '"modalty"', 1), encoding="utf-8")
+    command = [sys.executable, "-W", "ignore", "-m", "monai_losses_ext", "bundles", "check"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: tasks.json, Task01_BrainTumour: field: ")
+    assert done.stderr.endswith("got 'modalty'. Did you mean 'modality'?\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_new_task_is_a_new_row(tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def cases(write_case: Callable[..., dict[str, str]]) -> list[dict[str, str]]:
     ]
 
 
+def test_cases_that_share_a_file_name_are_told_apart(write_case: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    cases = []
+    for name in ("p2", "p1"):
+        case = write_case("volume", box(2, 6), box(3, 6), AFFINE)
+        (tmp_path / name).mkdir()
+        cases.append({key: str(Path(path).rename(tmp_path / name / f"{key}.nii.gz")) for key, path in case.items()})
+    report = SegmentationReport(LABELS, metrics=["dice"])
+    evaluate(cases, report)
+    assert [row["case"] for row in report.rows[::2]] == ["p1/label.nii.gz", "p2/label.nii.gz"]
+
+
 def test_csv_and_means(cases: list[dict[str, str]], tmp_path: Path) -> None:
     path = tmp_path / "new" / "metrics.csv"
     metrics = evaluate(cases, SegmentationReport(LABELS, csv_path=path))
@@ -203,11 +214,38 @@ def test_a_label_without_a_file_is_numbered(tmp_path: Path) -> None:
         ({"labels": LABELS, "tolerance_mm": -1}, "tolerance_mm: must be a number of at least 0; got -1"),
         ({"labels": LABELS, "metrics": ["dcie"]}, "metrics: must be one of .*; got 'dcie'. Did you mean 'dice'"),
         ({"labels": LABELS, "spacing": [1, 0, 1]}, "spacing: must be a number above 0; got 0"),
+        ({"labels": LABELS, "spacing": 1.0}, r"spacing: must be a list of numbers above 0; got 1\.0\."),
+        ({"labels": LABELS, "tolerance_mm": None}, r"tolerance_mm: must be a number of at least 0; got None\."),
+        ({"labels": {"1": "all", "2": "b"}}, "labels: .*where 'all' is the mean of all classes; got 'all'"),
+        ({"labels": {"1": "a", "2": "a"}}, "labels: must each have a name of its own in the metrics, where 'a' is 'a'"),
+        ({"labels": {"1": "left lung", "2": "left-lung"}}, "labels: .*'left_lung' is 'left lung'; got 'left-lung'"),
+        ({"labels": {"1": "a", "01": "b"}}, "labels: must have every label value once"),
+        ({"labels": {"-1": "a"}}, "labels: must have every label value once, from 0 on"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         SegmentationReport(**arguments)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_spacing_of_other_axes(empty: bool) -> None:
+    """An empty mask needs the spacing only for the volume's diagonal."""
+    case = {"image": torch.tensor(box(2, 6))[None] * (not empty), "label": torch.tensor(box(3, 6))[None]}
+    loader = [{key: value[None] for key, value in case.items()}]
+    for metrics in (METRICS, ["dice"]):
+        with pytest.raises(
+            ValueError, match=r"^spacing: must have one value for each of 3 axes; got \[1\.0, 1\.0\]\.$"
+        ):
+            evaluate([case], SegmentationReport({"1": "a"}, spacing=[1, 1], metrics=metrics), val_data_loader=loader)
+
+
+def test_a_label_that_is_no_channel_of_the_prediction() -> None:
+    case = {"image": torch.zeros(2, 4, 4, 4), "label": torch.ones(1, 4, 4, 4)}
+    loader = [{key: value[None] for key, value in case.items()}]
+    report = SegmentationReport({"1": "a", "2": "b"}, spacing=[1, 1, 1])
+    with pytest.raises(ValueError, match=r"^labels: must be channels of the one-hot volume, which has 2; got 2\.$"):
+        evaluate([case], report, val_data_loader=loader)
 
 
 def test_prediction_on_another_grid(write_case: Callable[..., dict[str, str]]) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 
 from monai_losses_ext.handlers import PredictionPicture, pictures
 from monai_losses_ext.handlers._planes import cut_planes
+from monai_losses_ext.handlers.curves import draw_curves
 
 LABELS = {"0": "background", "1": "front", "2": "back"}
 
@@ -159,6 +160,16 @@ def test_image_on_another_grid(write_case: Callable[..., dict[str, str]], tmp_pa
     axial = picture.cases[0].planes[0]
     np.testing.assert_array_equal(axial.image, volume(5)[:, :, 3])
     np.testing.assert_array_equal(axial.prediction[0], volume(5)[:, :, 3] == 1)
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
+    """Two of them would be a formula to Matplotlib, and this one no valid one."""
+    label = torch.zeros(1, 16, 20)
+    label[0, 4:9, 5:12] = 1
+    (plane,) = cut_planes({"image": label, "label": label, "pred": label}, [1])
+    pictures.draw_cases([pictures.Case(r"$\x$", 1.0, [plane])], [r"a $\y$"], 4, tmp_path / "names.png")
+    draw_curves({1: {r"loss_$\z$": 1.0}}, tmp_path / "curves.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"names.png", "curves.png"}
 
 
 @pytest.mark.parametrize("affine", [None, np.eye(3)])

@@ -17,7 +17,7 @@ from monai.handlers import LrScheduleHandler, MLFlowHandler, TensorBoardStatsHan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from monai_losses_ext import DeepSupervisionLoss, get_loss
+from monai_losses_ext import CompoundLoss, DeepSupervisionLoss, FocalLoss, get_loss
 from monai_losses_ext.handlers import LossTracker
 
 EPOCHS = 3
@@ -163,6 +163,25 @@ def test_terms_and_weights_of_the_compound_loss() -> None:
     assert set(metrics) == {"loss", "loss_dice", "loss_focal", "weight_dice", "weight_focal", "lr"}
     weighted = sum(metrics[f"weight_{name}"] * metrics[f"loss_{name}"] for name in ("dice", "focal"))
     assert metrics["loss"] == pytest.approx(weighted)
+
+
+def test_iterations_of_a_compound_of_voxel_maps() -> None:
+    parts = [FocalLoss(use_softmax=True, gamma=gamma, reduction="none") for gamma in (0.0, 2.0)]
+    case = Case(loss=CompoundLoss(parts, weights=[1.0, 2.0], names=["plain", "focal"]))
+    case.network = nn.Conv1d(1, 2, 1)
+    case.loader = [{"image": torch.randn(2, 1, 5), "label": torch.ones(2, 1, 5)}]
+    seen: list[dict[str, float]] = []
+    tracker = LossTracker(case.loss, case.optimizer)
+    trainer = SupervisedTrainer(
+        torch.device("cpu"), 1, case.loader, case.network, case.optimizer, case.loss, train_handlers=[tracker]
+    )
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.append(tracker.of_iteration(engine.state.output))
+    )
+    trainer.run()
+    assert case.loss.last_terms["focal"].shape == (2, 2, 5)
+    metrics = trainer.state.metrics  # of an epoch of one iteration
+    assert seen == [{f"iteration_{name}": pytest.approx(value) for name, value in metrics.items() if name != "lr"}]
 
 
 def test_an_epoch_of_unknown_length_is_written_at_its_end() -> None:

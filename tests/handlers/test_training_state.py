@@ -73,6 +73,71 @@ def test_gradient_scaler_goes_on(tmp_path: Path) -> None:
     assert [run(False), run(True)] == [8.0, 8.0]
 
 
+class Rate:
+    """Something with a state."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"groups": [{"lr": self.value}]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["groups"][0]["lr"]
+
+
+def test_numbers_of_numpy_are_saved_as_pythons(tmp_path: Path) -> None:
+    numbers = {"rate": np.float64(0.003), "count": np.int64(3), "name": np.str_("a"), "flag": np.bool_(True)}
+
+    def run(rate: Rate, epochs: int, resume: bool) -> None:
+        engine = Engine(lambda engine, batch: None)
+        TrainingState(tmp_path / "state.pt", {"rate": rate}, numbers, {"all": numbers}, resume).attach(engine)
+        engine.run([0], max_epochs=epochs)
+
+    run(Rate(np.float64(0.003)), epochs=1, resume=False)
+    rate = Rate(None)
+    run(rate, epochs=2, resume=True)
+    assert rate.value == 0.003
+    state = load_state(tmp_path / "state.pt")
+    assert state["values"] == state["same"]["all"] == numbers
+    assert state["trainer"]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "entry"),
+    [
+        ({"objects": {"rate": Rate(np.zeros(2))}}, "objects: rate"),
+        ({"objects": {"rate": Rate(lambda: 0)}}, "objects: rate"),
+        ({"objects": {}, "values": {"folder": Path("a")}}, "values: folder"),
+        ({"objects": {}, "same": {"part": slice(1)}}, "same: part"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_before_the_training(
+    tmp_path: Path, arguments: dict[str, Any], entry: str
+) -> None:
+    steps: list[int] = []
+    engine = Engine(lambda engine, batch: steps.append(batch))
+    TrainingState(tmp_path / "state.pt", **arguments).attach(engine)
+    with pytest.raises(SystemExit, match=f"^error: TrainingState: {entry}: must consist of .*; got ") as caught:
+        engine.run([0], max_epochs=2)
+    assert "\n" not in str(caught.value)
+    assert steps == []
+
+
+def test_state_that_a_step_spoils_never_takes_the_former_files_place(tmp_path: Path) -> None:
+    path, rate = tmp_path / "state.pt", Rate(0.1)
+
+    def run(step: Any) -> None:
+        engine = Engine(step)
+        TrainingState(path, {"rate": rate}).attach(engine)
+        engine.run([0])
+
+    run(lambda engine, batch: None)
+    with pytest.raises(SystemExit, match="^error: TrainingState: objects: rate: "):
+        run(lambda engine, batch: setattr(rate, "value", np.zeros(2)))
+    assert load_state(path)["objects"]["rate"]["groups"] == [{"lr": 0.1}]
+
+
 def test_failed_write_leaves_the_former_file(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_whole({"a": 1}, path)
