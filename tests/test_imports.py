@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -23,29 +24,73 @@ ROOMS = [
     {"transforms", "data", "metrics", "schedules"},
     {"losses"},
     {"sums", "distance"},
-    {"_checks"},
+    {"_checks", "_fallback"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+ROOT = PACKAGE / "__init__.py"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != ROOT)
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(source, package):
+    """Return the full names that a module of a package imports; of ``from x import y`` it is ``x.y``."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (
-                [node.module] if node.module != "monai_losses_ext" else [f"{node.module}.{a.name}" for a in node.names]
-            )
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+# What can be had from the package itself, and its room: a public name stands for the room that it comes from.
+PUBLIC = {
+    name.split(".")[-1]: name.split(".")[1]
+    for name in imported(ROOT.read_text(), PACKAGE.name)
+    if name.startswith(f"{PACKAGE.name}.")
+}
+
+
+def room_of(name):
+    """Return the room that a full name leads to: None outside the package, the public names' for the whole of it."""
+    top, *rest = name.split(".")
+    if top != PACKAGE.name:
+        return None
+    return PUBLIC.get(rest[0], rest[0]) if rest else "losses"
+
+
+def test_every_module_has_a_level():
+    modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert modules == LEVEL.keys()
+    assert set(PUBLIC.values()) == {"losses"}
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("from ..cli import main", ["monai_losses_ext.cli.main"]),
+        ("from .. import cli, _checks", ["monai_losses_ext.cli", "monai_losses_ext._checks"]),
+        ("from . import dice", ["monai_losses_ext.losses.dice"]),
+        ("from .dice import DiceLoss", ["monai_losses_ext.losses.dice.DiceLoss"]),
+        ("from monai_losses_ext import cli", ["monai_losses_ext.cli"]),
+        ("def f():\n    import monai_losses_ext.cli as c", ["monai_losses_ext.cli"]),
+    ],
+)
+def test_relative_imports_are_seen(line, names):
+    assert list(imported(line, "monai_losses_ext.losses")) == names
+
+
+def test_names_lead_to_rooms():
+    names = ["monai_losses_ext.DiceLoss", "monai_losses_ext", "monai_losses_ext.cli.main", "monai.losses.DiceLoss"]
+    assert [room_of(name) for name in names] == ["losses", "losses", "cli", None]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imported(path):
-        top, *rest = name.split(".")
-        if top == "monai_losses_ext" and rest and rest[0] in LEVEL:
-            assert rest[0] == room or LEVEL[rest[0]] > LEVEL[room], f"{path.name} imports {name}"
+    room, *_ = path.relative_to(PACKAGE).with_suffix("").parts
+    package = ".".join([PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1]])
+    for name in imported(path.read_text(), package):
+        other = room_of(name)
+        assert other in (None, room) or LEVEL[other] > LEVEL[room], f"{path.name} imports {name}"
+        top = name.split(".")[0]
         assert top != "triton" or "triton" in path.with_suffix("").parts
         assert top != "edt" or path.name == "euclidean.py"
         assert top != "mlflow", f"{path.name} imports {top}"

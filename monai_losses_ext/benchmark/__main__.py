@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +35,56 @@ MEMORY_CASES = {
     "cpu": (("dice", "dice_ce", "dice_focal_ce"), ("2x3x96^3", "2x14x96^3")),
     "cuda": (("dice_ce",), ("1x118x128^3",)),
 }
+Result = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one suite and return the exit status: 0, or 1 with one line on stderr where it failed."""
     arguments = _parser().parse_args(argv)
     try:
-        return _run(arguments)
+        if arguments.suite == "report":
+            print(*write_report(Path()), sep="\n")
+        else:
+            print(_run(arguments))
     except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.suite == "report":
-        print(*write_report(Path()), sep="\n")
-        return 0
-    torch.set_num_threads(arguments.threads)
-    run, _ = SUITES[arguments.suite]
-    return run(arguments)
-
-
-def _write(arguments: argparse.Namespace, result: dict[str, Any], default: str) -> int:
-    out: Path = arguments.out or Path("docs/benchmarks") / default
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(out)
     return 0
 
 
-def _about(arguments: argparse.Namespace) -> dict[str, Any]:
-    return about_run(arguments.device, arguments.threads, arguments.seed)
+def _run(arguments: argparse.Namespace) -> Path:
+    """Run a suite and return the file with what it measured; whatever can be wrong is found before it measures."""
+    suite = SUITES[arguments.suite]
+    devices = suite.devices or (bundles_device(),)
+    arguments.device = _checks.one_of(f"{arguments.suite}: --device", arguments.device or devices[0], devices)
+    is_partial = suite.choose(arguments)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("--device cuda: this torch sees no GPU.")
+    out = _output(arguments, suite.result.format(device=arguments.device), is_partial)
+    torch.set_num_threads(arguments.threads)
+    about = about_run(arguments.device, arguments.threads, arguments.seed)
+    out.write_text(json.dumps(suite.measure(arguments, about), indent=2) + "\n")
+    return out
+
+
+def bundles_device() -> str:
+    """Return the device that a bundle takes by itself."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _output(arguments: argparse.Namespace, default: str, is_partial: bool) -> Path:
+    """Return the file to write, which can be written."""
+    if arguments.out is None and is_partial:
+        part = "--shapes, or no --dataset-dir" if arguments.suite == "distance" else "--losses, --shapes or --tasks"
+        rule = f"must be given where not all is measured ({part}), since docs/benchmarks/{default} holds all"
+        raise ValueError(f"--out: {rule}.")
+    out: Path = arguments.out or Path("docs/benchmarks") / default
+    reason = _checks.why_unwritable(out.parent)
+    if reason is None and out.exists() and (out.is_dir() or not os.access(out, os.W_OK)):
+        reason = "is a folder" if out.is_dir() else "is read-only"
+    if reason is not None:
+        raise _checks.fail("--out", f"must be a file that can be written to ({reason})", str(out))
+    return out
 
 
 def _chosen(
@@ -73,138 +94,179 @@ def _chosen(
     return [_checks.one_of(option, value, known) for value in values or default or known]
 
 
-def _cases(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Return the losses and shapes that were asked for, of those that the device's suite has."""
-    device = arguments.device
+def _choose_cases(arguments: argparse.Namespace) -> bool:
+    """Settle losses and shapes, of those that the device's suite has, and tell whether some were picked."""
+    is_partial, device = bool(arguments.losses or arguments.shapes), arguments.device
     losses, shapes = (cuda.CUDA_LOSSES, cuda.CUDA_SHAPES) if device == "cuda" else (tuple(loss_pairs()), SHAPES)
     defaults: tuple[Collection[str], Collection[str]] = ((), ())
     if arguments.suite == "memory":
         losses = tuple(loss for loss in losses if loss in loss_pairs() and loss != "floor")
         defaults = MEMORY_CASES[device]
-    chosen_losses = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
-    chosen_shapes = _chosen(f"--shapes on {device}", arguments.shapes, shapes, defaults[1])
-    _check_device(device)
-    return chosen_losses, chosen_shapes
+    arguments.losses = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
+    arguments.shapes = _chosen(f"--shapes on {device}", arguments.shapes, shapes, defaults[1])
+    return is_partial
 
 
-def _check_device(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("--device cuda: this torch sees no GPU.")
+def _choose_tasks(arguments: argparse.Namespace) -> bool:
+    """Settle the tasks and tell whether some were picked."""
+    is_partial = bool(arguments.tasks)
+    arguments.tasks = _chosen("--tasks", arguments.tasks, TASKS, STEP_TASKS)
+    return is_partial
 
 
-def _speed(arguments: argparse.Namespace) -> int:
+def _choose_volumes(arguments: argparse.Namespace) -> bool:
+    """Settle the shapes of volumes and tell whether some were picked, or the epoch is left out."""
+    is_partial = bool(arguments.shapes) or arguments.dataset_dir is None
+    volumes = [shape for shape in SHAPES if shape.endswith("^3")]
+    arguments.shapes = _chosen("--shapes on cpu", arguments.shapes, volumes)
+    return is_partial
+
+
+def _choose_training(arguments: argparse.Namespace) -> bool:
+    """Check that the folders of a training were given; nothing of it can be left out."""
+    for option in ("bundle", "dataset_dir", *(["folder"] if arguments.suite == "losses" else [])):
+        if getattr(arguments, option) is None:
+            raise ValueError(f"{arguments.suite}: needs --{option.replace('_', '-')}.")
+    return False
+
+
+def _speed(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure time; on a GPU memory as well."""
-    losses, shapes = _cases(arguments)
     if arguments.device == "cuda":
-        return _write(arguments, measure_on("cuda", losses, shapes, arguments), "speed--cuda.json")
-    result: dict[str, Any] = {"about": _about(arguments), "speed": []}
-    for loss, shape in tqdm([(loss, shape) for shape in shapes for loss in losses], desc="speed"):
-        row = measure_speed_alone(loss, shape, arguments.repeats, arguments.seed, arguments.threads)
-        result["speed"].append(row)
-    return _write(arguments, result, "speed--cpu.json")
+        return measure_on("cuda", arguments, about)
+    cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
+    rounds = (arguments.repeats, arguments.seed, arguments.threads)
+    rows = [measure_speed_alone(loss, shape, *rounds) for loss, shape in tqdm(cases, desc="speed")]
+    return {"about": about, "speed": rows}
 
 
-def measure_on(
-    device: str, losses: Sequence[str], shapes: Sequence[str], arguments: argparse.Namespace
-) -> dict[str, Any]:
+def measure_on(device: str, arguments: argparse.Namespace, about: Result) -> Result:
     """Return what ``speed--cuda.json`` holds; on a CPU all but the peaks of memory."""
     bandwidth = cuda.measure_bandwidth(device)
-    about = {**_about(arguments), "copy_gb_per_s": round(bandwidth / 1e9, 1)}
-    result: dict[str, Any] = {"about": about, "maps": [], "speed": []}
+    result: Result = {"about": {**about, "copy_gb_per_s": round(bandwidth / 1e9, 1)}, "maps": [], "speed": []}
     rounds = (arguments.repeats, arguments.seed, device)
-    if "2x3x128^3" in shapes:
+    if "2x3x128^3" in arguments.shapes:
         result["maps"].append(cuda.measure_maps("2x3x128^3", *rounds))
-    for loss, shape in tqdm([(loss, shape) for shape in shapes for loss in losses], desc=f"speed on {device}"):
+    cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
+    for loss, shape in tqdm(cases, desc=f"speed on {device}"):
         result["speed"].append(cuda.measure_case(loss, shape, *rounds, bandwidth))
     return result
 
 
-def _memory(arguments: argparse.Namespace) -> int:
+def _memory(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure the peak of memory; on a GPU also what runs where there is little of it."""
-    losses, shapes = _cases(arguments)
-    result: dict[str, Any] = {"about": _about(arguments), "memory": []}
-    for loss, shape in tqdm([(loss, shape) for loss in losses for shape in shapes], desc="memory"):
+    rows = []
+    for loss, shape in tqdm([(loss, shape) for loss in arguments.losses for shape in arguments.shapes], desc="memory"):
         if arguments.device == "cuda":
-            row = cuda.measure_budget(loss, shape, arguments.memory_gib, arguments.seed, "cuda")
+            rows.append(cuda.measure_budget(loss, shape, arguments.memory_gib, arguments.seed, "cuda"))
         else:
-            row = measure_memory(loss, shape, arguments.seed)
-        result["memory"].append(row)
-    return _write(arguments, result, f"memory--{arguments.device}.json")
+            rows.append(measure_memory(loss, shape, arguments.seed))
+    return {"about": about, "memory": rows}
 
 
-def _step(arguments: argparse.Namespace) -> int:
+def _step(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure the share of a training step that its loss takes."""
-    tasks = _chosen("--tasks", arguments.tasks, TASKS, STEP_TASKS)
-    _check_device(arguments.device)
-    result: dict[str, Any] = {"about": _about(arguments), "step": []}
-    for task in tqdm(tasks, desc="step"):
-        result["step"] += measure_steps(task, arguments.device, arguments.repeats, arguments.seed)
-    return _write(arguments, result, f"step--{arguments.device}.json")
+    rows = []
+    for task in tqdm(arguments.tasks, desc="step"):
+        rows += measure_steps(task, arguments.device, arguments.repeats, arguments.seed)
+    return {"about": about, "step": rows}
 
 
-def _distance(arguments: argparse.Namespace) -> int:
+def _distance(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure maps by every backend, the loss's term, and, where there is data, a training's epoch."""
-    shapes = [shape for shape in _chosen("--shapes on cpu", arguments.shapes, SHAPES) if shape != "16x2x512^2"]
-    rows = [
-        measure_maps("2x3x96^3", backend, arguments.repeats, arguments.seed)
-        for backend in tqdm(("edt", "scipy"), desc="maps")
-    ]
-    for shape in tqdm(shapes, desc="compounds"):
-        rows += measure_compounds(shape, arguments.repeats, arguments.seed)
+    rounds = (arguments.repeats, arguments.seed)
+    rows = [measure_maps("2x3x96^3", backend, *rounds) for backend in tqdm(("edt", "scipy"), desc="maps")]
+    for shape in tqdm(arguments.shapes, desc="compounds"):
+        rows += measure_compounds(shape, *rounds)
     if arguments.dataset_dir is not None:
         rows.append(measure_epoch(arguments.dataset_dir, arguments.repeats))
-    return _write(arguments, {"about": _about(arguments), "distance": rows}, "distance--cpu.json")
+    return {"about": about, "distance": rows}
 
 
-def _trained(arguments: argparse.Namespace) -> int:
-    """Measure what trainings on real data reach."""
-    if arguments.bundle is None or arguments.dataset_dir is None:
-        raise ValueError(f"{arguments.suite}: needs --bundle and --dataset-dir.")
-    about = _about(arguments)
-    if arguments.suite == "losses":
-        if arguments.folder is None:
-            raise ValueError("losses: needs --folder.")
-        rows = measure_losses(arguments.bundle, arguments.dataset_dir, arguments.folder, arguments.epochs)
-        return _write(arguments, {"about": about, "losses": rows}, "hippocampus_losses.json")
-    result = measure_quality(arguments.bundle, arguments.dataset_dir)
-    result["hardware"] = f"{about['cpu']}, {about['cores']} cores"
-    result["about"] = {key: about[key] for key in ("date", "commit", "python", "versions")}
-    return _write(arguments, result, "hippocampus.json")
+def _quality(arguments: argparse.Namespace, about: Result) -> Result:
+    """Measure what a training on real data reached."""
+    is_cpu = about["device"] == "cpu"
+    return {
+        **measure_quality(arguments.bundle, arguments.dataset_dir),
+        "hardware": f"{about['cpu']}, {about['cores']} cores" if is_cpu else about["device"],
+        "about": {key: about[key] for key in ("date", "commit", "python", "versions")},
+    }
 
 
-SUITES: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
-    "speed": (_speed, "time, on cuda also memory and distance maps"),
-    "memory": (_memory, "peak memory, on cuda also what runs in little of it"),
-    "step": (_step, "the share of a training step that the loss takes"),
-    "distance": (_distance, "what distance maps cost"),
-    "quality": (_trained, "evaluate a trained bundle"),
-    "losses": (_trained, "train a bundle with several losses and compare them"),
+def _losses(arguments: argparse.Namespace, about: Result) -> Result:
+    """Train with several losses on real data and measure what each reaches."""
+    rows = measure_losses(arguments.bundle, arguments.dataset_dir, arguments.folder, arguments.epochs)
+    return {"about": about, "losses": rows}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What can be measured.
+
+    Attributes:
+        help: what it is.
+        choose: settle what is measured, or raise; return whether less than all of it is.
+        measure: measure it and return the result.
+        result: the name of its file.
+        devices: where it runs, the default first; none where a bundle takes its own.
+    """
+
+    help: str
+    choose: Callable[[argparse.Namespace], bool]
+    measure: Callable[[argparse.Namespace, Result], Result]
+    result: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+SUITES = {
+    "speed": Suite("time, on cuda also memory and distance maps", _choose_cases, _speed, "speed--{device}.json"),
+    "memory": Suite(
+        "peak memory, on cuda also what runs in little of it", _choose_cases, _memory, "memory--{device}.json"
+    ),
+    "step": Suite("the share of a training step that the loss takes", _choose_tasks, _step, "step--{device}.json"),
+    "distance": Suite("what distance maps cost", _choose_volumes, _distance, "distance--{device}.json", ("cpu",)),
+    "quality": Suite("evaluate a trained bundle", _choose_training, _quality, "hippocampus.json", ()),
+    "losses": Suite(
+        "train a bundle with several losses and compare them", _choose_training, _losses, "hippocampus_losses.json", ()
+    ),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    suites = "; ".join(f"{name}: {text}" for name, (_, text) in SUITES.items())
+    suites = "; ".join(f"{name}: {suite.help}" for name, suite in SUITES.items())
     suites += "; report: write the docs' tables and pictures from the JSON"
     parser = argparse.ArgumentParser(prog="python -m monai_losses_ext.benchmark", description=__doc__)
     parser.add_argument("suite", choices=[*SUITES, "report"], help=suites)
-    devices = "speed, memory, step: (default: %(default)s)"
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help=devices)
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="counted rounds of a case (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="speed, memory, step: (default: cpu)")
+    parser.add_argument("--threads", type=_whole(1), default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--repeats", type=_whole(2), default=9, help="counted rounds of a case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
     parser.add_argument("--shapes", nargs="+", help=f"default: all of {', '.join(SHAPES)}; on cuda larger ones too")
     parser.add_argument("--losses", nargs="+", help=f"default: all of {', '.join(loss_pairs())}; on cuda others")
     parser.add_argument("--tasks", nargs="+", help=f"step: (default: {' '.join(STEP_TASKS)})")
     budget = "memory on cuda: what may be used of the GPU's (default: three times the logits)"
     parser.add_argument("--memory-gib", type=float, help=budget)
-    parser.add_argument("--out", type=Path, help="default: docs/benchmarks/<suite>--<device>.json")
+    parser.add_argument(
+        "--out", type=Path, help="default, where all is measured: docs/benchmarks/<suite>--<device>.json"
+    )
     parser.add_argument("--bundle", type=Path, help="quality, losses: folder of the bundle")
     parser.add_argument("--folder", type=Path, help="losses: where the trainings go")
-    parser.add_argument("--epochs", type=int, default=30, help="losses: of each training (default: %(default)s)")
+    parser.add_argument("--epochs", type=_whole(1), default=30, help="losses: of each training (default: %(default)s)")
     parser.add_argument(
         "--dataset-dir", type=Path, help="quality, losses: the bundle's data; distance: data for an epoch"
     )
     return parser
+
+
+def _whole(minimum: int) -> Callable[[str], int]:
+    """Return what reads a whole number of at least ``minimum`` from the command line."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}; got {text}.")
+        return int(text)
+
+    return whole_number
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 
 def about_run(device: str, threads: int, seed: int) -> dict[str, Any]:
-    """Describe this process's run of the benchmark.
+    """Describe this process's run of the benchmark; called before it measures, so that the load is that of others.
 
     Args:
         device: ``cuda`` or ``cpu``.
@@ -35,6 +35,7 @@ def about_run(device: str, threads: int, seed: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
         "load_average": round(os.getloadavg()[0], 2),
+        "scheduling": _scheduling(),
         "seed": seed,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "huge_pages_for_tensors": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
@@ -44,6 +45,18 @@ def about_run(device: str, threads: int, seed: int) -> dict[str, Any]:
     if device == "cuda":
         about |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": version("triton")}
     return about
+
+
+def _scheduling() -> str:
+    """Return how the system shares the cores between this process and others, where it tells.
+
+    ``SCHED_OTHER`` is the usual way; a policy of real time has a priority, such as ``SCHED_RR, priority 10``.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # Linux has it, macOS does not
+        return "scheduling unknown"
+    policy, priority = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK, os.sched_getparam(0).sched_priority
+    names = {getattr(os, name): name for name in dir(os) if name.startswith("SCHED_")}
+    return names.get(policy, str(policy)) + (f", priority {priority}" if priority else "")
 
 
 def _without_folder(argument: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import monai
 import monai.losses as theirs
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -55,6 +56,18 @@ def loss_pairs() -> dict[str, Pair]:
         "dice_focal_ce": Pair(compound, their_compound, "MONAI DiceLoss + FocalLoss + torch cross_entropy"),
         "floor": Pair(_read_and_write, _read_and_write, "one read of the logits, one write of a gradient"),
     }
+
+
+def their_maps() -> Callable[[Tensor], Tensor]:
+    """Return what makes MONAI's distance maps, of binary masks ``[B, C, *S]``.
+
+    Raises:
+        RuntimeError: where this MONAI has none yet.
+    """
+    if not hasattr(theirs, "BoundaryLoss"):
+        raise RuntimeError(f"maps: are measured beside those of MONAI 1.6 or newer; got MONAI {monai.__version__}.")
+    maps: Callable[[Tensor], Tensor] = theirs.BoundaryLoss().compute_distance_map
+    return maps
 
 
 class LossSum:

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.losses import BoundaryLoss as MonaiBoundaryLoss
 from torch import Tensor
 
 import monai_losses_ext as ours
-from monai_losses_ext.benchmark.cases import PARITY_SIDE, SHAPES, Pair, loss_pairs, make_batch
+from monai_losses_ext.benchmark.cases import PARITY_SIDE, SHAPES, Pair, loss_pairs, make_batch, their_maps
 from monai_losses_ext.benchmark.speed import check_parity, quantiles
 from monai_losses_ext.distance import signed_distance
 
@@ -102,7 +101,7 @@ def measure_maps(shape: str, repeats: int, seed: int, device: str) -> dict[str, 
     labels = _batch(CUDA_SHAPES[shape], seed, device)[1]
     num_classes = CUDA_SHAPES[shape][1]
     masks = torch.cat([labels == c for c in range(1, num_classes)], 1).float()
-    theirs = MonaiBoundaryLoss().compute_distance_map
+    theirs = their_maps()
 
     def make() -> Tensor:
         return signed_distance(labels, num_classes, 1.0, "zero", "kervadec", include_background=False)[:, 1:]
@@ -137,7 +136,7 @@ def _measure_side(function: Callable[..., Tensor], logits: Tensor, target: Any, 
     device = logits.device.type
     try:
         return _times_and_peak(function, logits, target, repeats)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         return {"error": "out of memory"}
     finally:
         logits.grad = None

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
-from monai.losses import BoundaryLoss as MonaiBoundaryLoss
 
 from monai_losses_ext import BoundaryLoss, CompoundLoss, DiceLoss, FocalLoss
-from monai_losses_ext.benchmark.cases import SHAPES, make_batch
+from monai_losses_ext.benchmark.cases import SHAPES, make_batch, their_maps
 from monai_losses_ext.benchmark.speed import in_turn, quantiles
 from monai_losses_ext.distance import signed_distance
 
@@ -34,7 +33,7 @@ def measure_maps(shape: str, backend: str, repeats: int, seed: int) -> dict[str,
     _, labels = make_batch(SHAPES[shape], seed)
     num_classes = SHAPES[shape][1]
     masks = torch.cat([labels == c for c in range(1, num_classes)], 1).float()
-    theirs = MonaiBoundaryLoss().compute_distance_map
+    theirs = their_maps()
 
     def ours(convention: str = "signed") -> torch.Tensor:
         return signed_distance(labels, num_classes, 1.0, "zero", convention, include_background=False, backend=backend)[

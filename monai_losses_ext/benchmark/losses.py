@@ -5,20 +5,19 @@
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_losses_ext.benchmark.quality import measure_quality
+from monai_losses_ext.benchmark.quality import differing_keys, evaluate_training, started_and_ended, stored_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 REGIONS = [
     {"type": "dice", "weight": 0.5, "include_background": False, "batch": True},
-    {"type": "focal", "weight": 0.3, "gamma": 2.0},
+    {"type": "focal", "weight": 0.3},
 ]
 BOUNDARY = {"type": "boundary", "weight": 0.2, "include_background": False}
 LEARNED = {"type": "compound", "components": [*REGIONS, BOUNDARY], "learnable_weights": True}
@@ -48,36 +47,60 @@ def measure_losses(bundle: Path, dataset_dir: Path, folder: Path, epochs: int) -
     Args:
         bundle: the bundle's folder.
         dataset_dir: its data.
-        folder: a folder per training goes here; a training that is complete there already is not run again.
+        folder: a folder per training goes here; one that is complete there already, by the same configs, data and
+            options, is not run again.
         epochs: of each training.
     """
     rows = []
     for name, run in RUNS.items():
         root = folder / name
-        files = [str(bundle / "configs" / "train.json"), *(str(CONFIGS / overlay) for overlay in run.overlays)]
-        options = {"epochs": epochs, "val_interval": max(1, epochs // 3), **run.options}
-        arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        if not _is_trained(root, epochs):
-            command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(files)]
-            command += ["--bundle_root", str(root), "--dataset_dir", str(dataset_dir.resolve()), *arguments]
-            subprocess.run(command, check=True)
-        rows.append(
-            {
-                "loss": run.title,
-                **measure_quality(bundle, dataset_dir, root, "model_final.pt"),
-                "command": " ".join(
-                    ["monai.bundle run, configs", ", ".join(["train.json", *run.overlays]), *arguments]
-                ),
-                **_first_and_last(root / "output" / "curves.csv"),
-            }
-        )
+        command = train(bundle, dataset_dir, root, run, epochs)
+        measured = evaluate_training(bundle, dataset_dir, root, "model_final.pt")
+        ends = _first_and_last(root / "output" / "curves.csv")
+        rows.append({"loss": run.title, "command": command, **measured, **ends})
     return rows
 
 
-def _is_trained(root: Path, epochs: int) -> bool:
-    """Tell whether a folder holds a complete training of that length; its last network is written at its end."""
-    config = root / "output" / "train_config.json"
-    return (root / "models" / "model_final.pt").is_file() and json.loads(config.read_text())["epochs"] == epochs
+def train(bundle: Path, dataset_dir: Path, root: Path, run: Run, epochs: int) -> str:
+    """Train a bundle unless this very training is complete in ``root``, and return the command of what is there.
+
+    Args:
+        bundle: the bundle's folder.
+        dataset_dir: its data.
+        root: where the training goes.
+        run: its overlays and options.
+        epochs: its length.
+    """
+    files, options = command_of(bundle, run, epochs)
+    if not _is_trained(root, files, options, dataset_dir):
+        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
+        command += ["--config_file", str([str(path) for path in files])]
+        command += ["--bundle_root", str(root), "--dataset_dir", str(dataset_dir.resolve()), *_words(options)]
+        subprocess.run(command, check=True)
+    config = stored_config(root)
+    words = _words({key: config[key] for key in options})
+    return " ".join(["monai.bundle run, configs", ", ".join(["train.json", *run.overlays]), *words])
+
+
+def command_of(bundle: Path, run: Run, epochs: int) -> tuple[list[Path], dict[str, Any]]:
+    """Return the config files and the options of a training's command."""
+    files = [bundle / "configs" / "train.json", *(CONFIGS / overlay for overlay in run.overlays)]
+    return files, {"epochs": epochs, "val_interval": max(1, epochs // 3), **run.options}
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Return options as the words of a command line."""
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def _is_trained(root: Path, files: Sequence[Path], options: Mapping[str, Any], dataset_dir: Path) -> bool:
+    """Tell whether a folder holds a complete training by these configs, options and data."""
+    try:
+        config = stored_config(root)
+        started_and_ended(root)
+    except ValueError:
+        return False
+    return not differing_keys(config, files, options, dataset_dir)
 
 
 def _first_and_last(curves: Path) -> dict[str, Any]:

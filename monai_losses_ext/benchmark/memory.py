@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from monai_losses_ext.benchmark.alone import run_alone
 from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs, make_batch
 
 
@@ -17,9 +17,7 @@ def measure_memory(loss: str, shape: str, seed: int) -> dict[str, Any]:
     """Return the peak extra memory of ours and the baseline, in copies of the logits; the gradient is one copy."""
     row: dict[str, Any] = {"loss": loss, "shape": shape}
     for side in ("ours", "baseline"):
-        command = [sys.executable, "-m", "monai_losses_ext.benchmark.memory", loss, shape, side, str(seed)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        row[f"{side}_copies"] = json.loads(output.splitlines()[-1])
+        row[f"{side}_copies"] = run_alone("memory", loss, shape, side, seed)
     return row
 
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from monai_losses_ext.benchmark.losing import losing_list
 from monai_losses_ext.benchmark.losses import losses_table
 from monai_losses_ext.benchmark.picture import save_speed
 from monai_losses_ext.data.tasks import TASKS
@@ -44,24 +45,29 @@ def tables(root: Path) -> dict[Path, str]:
     guide = root / "docs" / "training" / "loss_functions.md"
     performance, readme = root / "docs" / "training" / "performance.md", root / "README.md"
     text = performance.read_text()
+    measured = {}
     for mark, table, name in (
-        ("speed", _speed_table, "speed--cpu.json"),
-        ("memory", _memory_table, "memory--cpu.json"),
-        ("distance", _distance_table, "distance--cpu.json"),
-        ("step-cpu", step_table, "step--cpu.json"),
-        ("speed-cuda", cuda_table, "speed--cuda.json"),
-        ("memory-cuda", budget_table, "memory--cuda.json"),
-        ("step-cuda", step_table, "step--cuda.json"),
+        ("speed", _speed_table, "speed--cpu"),
+        ("memory", _memory_table, "memory--cpu"),
+        ("distance", _distance_table, "distance--cpu"),
+        ("step-cpu", step_table, "step--cpu"),
+        ("speed-cuda", cuda_table, "speed--cuda"),
+        ("memory-cuda", budget_table, "memory--cuda"),
+        ("step-cuda", step_table, "step--cuda"),
     ):
-        path = results / name
-        missing = NOT_MEASURED[path.stem.partition("--")[2]]
-        text = _between_marks(text, mark, table(json.loads(path.read_text())) if path.is_file() else missing)
+        path = results / f"{name}.json"
+        if path.is_file():
+            measured[name] = json.loads(path.read_text())
+        missing = NOT_MEASURED[name.partition("--")[2]]
+        text = _between_marks(text, mark, table(measured[name]) if name in measured else missing)
+    text = _between_marks(text, "not-measured", _missing(results))
     quality = json.loads((results / "hippocampus.json").read_text())
     losses = json.loads((results / "hippocampus_losses.json").read_text())
+    compared = f"{_machine(losses['about'])}.\n\n{losses_table(losses['losses'])}"
     return {
-        performance: _between_marks(text, "not-measured", _missing(results)),
+        performance: _between_marks(text, "losing", losing_list(measured)),
         readme: _between_marks(readme.read_text(), "results", _quality_table(quality)),
-        guide: _between_marks(guide.read_text(), "losses", losses_table(losses["losses"])),
+        guide: _between_marks(guide.read_text(), "losses", compared),
     }
 
 
@@ -82,7 +88,8 @@ def _between_marks(text: str, name: str, table: str) -> str:
 def _quality_table(result: dict[str, Any]) -> str:
     lines = [
         f"On real data, Task04 of the Decathlon: {result['n_validation']} cases that training never saw, picked once "
-        f"by seed; {result['minutes']:.0f} minutes of training on {result['hardware']}.",
+        f"by seed; {result['minutes']:.0f} minutes of training on {result['hardware']}. Measured "
+        f"{result['about']['date']}, commit {result['about']['commit']}.",
         "",
         "| | Dice | NSD at 1 mm | NSD at 1 mm, by voxels | HD95, mm |",
         "|---|---|---|---|---|",
@@ -96,8 +103,9 @@ def _quality_table(result: dict[str, Any]) -> str:
 def _machine(about: dict[str, Any]) -> str:
     waiting = about.get("omp_wait_policy")
     policy = f" (OMP_WAIT_POLICY={waiting})" if waiting else ""
+    scheduling = about.get("scheduling", "scheduling not recorded")
     return (
-        f"{about['cpu']}, {about['threads']} threads{policy}, torch {about['versions']['torch']}, "
+        f"{about['cpu']}, {about['threads']} threads{policy}, {scheduling}, torch {about['versions']['torch']}, "
         f"MONAI {about['versions']['monai']}, {about['date']}, commit {about['commit']}"
     )
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from monai_losses_ext.benchmark.alone import run_alone
 from monai_losses_ext.benchmark.cases import SHAPES, LossFunction, Pair, loss_pairs, make_batch
 
 WARM_UP_SECONDS = 3
@@ -22,11 +22,8 @@ PARITY = 1e-5  # largest allowed relative difference of values and of gradients 
 
 
 def measure_speed_alone(loss: str, shape: str, repeats: int, seed: int, threads: int) -> dict[str, Any]:
-    """Return :func:`measure_speed` of a fresh process: what a process has run before changes its times."""
-    options = [loss, shape, *map(str, (repeats, seed, threads))]
-    command = [sys.executable, "-m", "monai_losses_ext.benchmark.speed", *options]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    row: dict[str, Any] = json.loads(output.splitlines()[-1])
+    """Return :func:`measure_speed` of a fresh process."""
+    row: dict[str, Any] = run_alone("speed", loss, shape, repeats, seed, threads)
     return row
 
 
@@ -36,7 +33,7 @@ def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, A
     Args:
         loss: a key of :func:`cases.loss_pairs`.
         shape: a key of :data:`cases.SHAPES`.
-        repeats: counted rounds.
+        repeats: counted rounds, at least 2.
         seed: of the batch.
     """
     pair = loss_pairs()[loss]
@@ -104,7 +101,7 @@ def _summary(times: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """Return the median of the values and what a fifth of them is below and above."""
+    """Return the median of the values, at least two, and what a fifth of them is below and above."""
     cuts = statistics.quantiles(values, n=10, method="inclusive")
     return {"p20": round(cuts[1], 3), "median": round(statistics.median(values), 3), "p80": round(cuts[7], 3)}
 

@@ -162,13 +162,13 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> 
     label, distance = label_and_distance(target)
     check_input(input)
     num_channels = input.shape[1]
-    any_map = next((loss.map_options for loss in losses if loss.map_options is not None), None)
+    maps = [loss.map_options for loss in losses if loss.map_options is not None]
     passes: dict[tuple[Any, ...], list[int]] = {}
     for i, loss in enumerate(losses):
         loss.warn_about_one_channel(num_channels)
         # A loss without a map joins the pass of one that has a map.
         key = (loss.activation_for(num_channels), loss.other_act, loss.ignore_index, loss.backend)
-        passes.setdefault((*key, any_map if loss.map_options is None else loss.map_options), []).append(i)
+        passes.setdefault((*key, maps[0] if maps and loss.map_options is None else loss.map_options), []).append(i)
     values: dict[int, Tensor] = {}
     for (activation, other_act, ignore_index, backend, _), members in passes.items():
         x = input if other_act is None else other_act(input)

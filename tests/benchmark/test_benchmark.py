@@ -12,6 +12,7 @@ import torch
 
 from monai_losses_ext.benchmark import __main__ as command
 from monai_losses_ext.benchmark import cases, cuda, report
+from monai_losses_ext.benchmark.about import about_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,8 +57,9 @@ def test_the_suite_for_a_gpu_on_a_cpu(monkeypatch):
     monkeypatch.setitem(cuda.COPIED_BYTES, "cpu", 2**16)
     monkeypatch.setattr(cuda, "PARITY_SIDE", 8)
     monkeypatch.setattr(torch, "compile", lambda function: function)  # a compiler of C++ takes half a minute
-    arguments = command._parser().parse_args(["speed", "--repeats", "2"])
-    result = command.measure_on("cpu", ["dice_ce", "dice_focal_boundary"], ["2x3x128^3"], arguments)
+    cases_asked_for = ["--losses", "dice_ce", "dice_focal_boundary", "--shapes", "2x3x128^3"]
+    arguments = command._parser().parse_args(["speed", "--repeats", "2", *cases_asked_for])
+    result = command.measure_on("cpu", arguments, about_run("cpu", 2, 0))
     table = report.cuda_table(json.loads(json.dumps(result)))
     sides = [set(row["sides"]) for row in result["speed"]]
     assert sides == [
@@ -88,7 +90,7 @@ def test_ours_runs_in_a_memory_that_monais_does_not_fit():
 
 def test_a_loss_that_does_not_fit_is_a_result():
     def hungry(logits, labels):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     logits, labels = cases.make_batch((1, 2, 8, 8), 0)
     assert cuda._measure_side(hungry, logits, labels, 1) == {"error": "out of memory"}

@@ -1,0 +1,126 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be measured, or not be written, is said in one line before anything is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from monai_losses_ext.benchmark import __main__ as command
+from monai_losses_ext.benchmark.about import about_run
+from monai_losses_ext.benchmark.alone import run_alone
+
+TRAINED = ["--bundle", "DIR", "--dataset-dir", "DIR", "--folder", "DIR"]
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch, tmp_path):
+    """Fail where a suite gets as far as its measurement; nothing was written then."""
+    monkeypatch.chdir(tmp_path)
+    for name, suite in command.SUITES.items():
+        monkeypatch.setitem(command.SUITES, name, dataclasses.replace(suite, measure=pytest.fail))
+
+
+def error_of(arguments, capsys):
+    assert command.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error.removeprefix("error: ").removesuffix("\n")
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["speed", "--losses", "floor"],
+        ["speed", "--shapes", "2x3x96^3"],
+        ["memory", "--losses", "dice"],
+        ["step", "--tasks", "Task04_Hippocampus"],
+        ["distance"],
+        ["distance", "--dataset-dir", "DIR", "--shapes", "2x3x96^3"],
+    ],
+    ids=" ".join,
+)
+def test_a_part_does_not_replace_the_whole(arguments, capsys, tmp_path):
+    assert error_of(arguments, capsys).startswith("--out: must be given where not all is measured")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("suite", ["speed", "memory", "step"])
+def test_no_gpu(suite, capsys):
+    assert error_of([suite, "--device", "cuda"], capsys) == "--device cuda: this torch sees no GPU."
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_distance_is_measured_on_a_cpu_alone(capsys, monkeypatch, has_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    error = error_of(["distance", "--device", "cuda", "--dataset-dir", "DIR"], capsys)
+    assert error == "distance: --device: must be one of cpu; got 'cuda'."
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize(("has_gpu", "other", "own"), [(False, "cuda", "cpu"), (True, "cpu", "cuda")])
+@pytest.mark.parametrize("suite", ["quality", "losses"])
+def test_a_bundle_takes_its_own_device(suite, has_gpu, other, own, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    error = error_of([suite, "--device", other, *TRAINED], capsys)
+    assert error == f"{suite}: --device: must be one of {own}; got {other!r}."
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize("suite", ["speed", "memory", "step", "distance", "quality", "losses"])
+def test_a_file_that_cannot_be_written(suite, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "x.json", tmp_path):
+        error = error_of([suite, *TRAINED, "--out", str(out)], capsys)
+        assert error.startswith("--out: must be a file that can be written to (") and error.endswith(f"; got '{out}'.")
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize(
+    ("suite", "given", "missing"),
+    [("quality", [], "bundle"), ("losses", TRAINED[:2], "dataset-dir"), ("losses", TRAINED[:4], "folder")],
+)
+def test_folders_that_a_training_needs(suite, given, missing, capsys):
+    assert error_of([suite, *given], capsys) == f"{suite}: needs --{missing}."
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "minimum"), [("--repeats", "1", 2), ("--threads", "0", 1), ("--epochs", "-3", 1)]
+)
+def test_numbers_that_are_too_small(option, value, minimum, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["speed", f"{option}={value}"])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"argument {option}: must be a whole number of at least {minimum}; got {value}.")
+
+
+@pytest.mark.parametrize("arguments", [("speed", "dice", "2x3x7^3", 2, 0, 1), ("memory", "dice", "2x3x7^3", "ours", 0)])
+def test_a_process_that_fails_says_why(arguments):
+    with pytest.raises(RuntimeError) as caught:
+        run_alone(*arguments)
+    assert str(caught.value) == f"{' '.join(map(str, arguments))}: exit status 1: KeyError: '2x3x7^3'"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="Linux alone tells")
+def test_about_says_how_it_was_scheduled():
+    assert about_run("cpu", 2, 0)["scheduling"] == "SCHED_OTHER"
+    code = (
+        "import json, os; os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0));"
+        "from monai_losses_ext.benchmark.about import about_run; print(json.dumps(about_run('cpu', 2, 0)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    about = json.loads(run.stdout)
+    assert about["scheduling"] == "SCHED_BATCH"
+    assert about["load_average"] >= 0
