@@ -188,8 +188,13 @@ def index_labels(target: Tensor, num_classes: int, dropped: Tensor | None, check
 
 
 def check_dense(target: Tensor) -> None:
-    """Refuse dense labels beyond 0 and 1, on a CPU; interpolation may overshoot by less than a half."""
+    """Refuse dense labels beyond 0 and 1, on a CPU; interpolation may overshoot by less than a half.
+
+    While torch.compile traces there are no values, and to ask for them would break its graph.
+    """
     if target.device.type != "cpu" or not target.numel() or target.dtype == torch.bool:
+        return
+    if torch.compiler.is_compiling():
         return
     low, high = torch.aminmax(target)
     if not (low >= -0.5 and high <= 1.5):  # NaN is neither

@@ -188,3 +188,12 @@ def test_compiles_into_a_training_step(name):
     expected, gradient = gradient_of(lambda x, target: loss(2 * x, target), x, target)
     torch.testing.assert_close(step(x), expected)
     torch.testing.assert_close(leaf.grad, gradient)
+
+
+def test_a_voxel_map_of_dense_labels_compiles_without_a_break():
+    loss, logits, labels = FocalLoss(reduction="none"), torch.randn(1, 2, 6, 6), torch.rand(1, 2, 6, 6)
+    torch._dynamo.reset()  # the tests before count towards the limit of compilations
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, labels), loss(logits, labels))
+    with pytest.raises(ValueError, match="dense labels"):
+        loss(logits, 255 * labels.round() + 255)
