@@ -1,15 +1,20 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Compile the Triton kernels of ``sums`` or ``distance`` for a GPU, down to its machine code, where there is none.
+"""Compile the Triton kernels for a GPU, down to its machine code, where there is none.
+
+The argument says which: ``sums``, ``steps`` (Dice + cross-entropy in the shapes that matter) or ``distance``.
 
 The interpreter accepts Python that the compiler refuses. So the package's own functions are called with tensors that
 say they are on CUDA and hold nothing, and each kernel is compiled with the arguments that it gets, but not started.
-Prints the name of each compiled kernel and the bytes of stack that spilled registers take.
+Prints a line of JSON for each: the kernel, its classes, its registers and bytes of stack (spilled registers), and the
+instructions and the exchanges between threads that a logit takes, in the kernel's loop where it has one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,16 +39,27 @@ SUMS = [
     (PLAIN, "none", 256, torch.float32, torch.float64, False, 1, False),
     (["pred_sq", "ref"], "none", 4, torch.float32, torch.int16, True, 0, False),
 ]
+DICE_CE = ["tp", "pred", "ref", "ce"]
+STEPS = [
+    (DICE_CE, "softmax", *case)
+    for case in (
+        (3, torch.float32, torch.int64, False, None, False),
+        (14, torch.float32, torch.int64, False, None, False),
+        (14, torch.float32, torch.uint8, False, 255, False),
+        (14, torch.bfloat16, torch.int64, False, None, True),
+        (118, torch.float32, torch.int64, False, None, False),
+    )
+]
 # Samples and space. A number that is 1 is compiled in: one voxel, as the first trial on a machine has, and one block.
 SHAPES = [(2, 32, 30, 28), (1, 1, 1, 1), (1, 5, 4, 3)]
+ODD = (2, 97, 95, 99)  # no row of voxels begins where a read of several of them may
 # spatial shape, classes, labels, whether they are masks
 DISTANCE = [((128, 128, 64), 3, torch.uint8, False), ((500, 37), 2, torch.float64, True), ((9,), 2, torch.int64, False)]
 
 
-def compile_sums():
+def compile_sums(problems):
     from monai_losses_ext.sums import triton as backend
 
-    problems = [(SHAPES[0], case) for case in SUMS] + [(SHAPES[1], SUMS[0]), (SHAPES[2], SUMS[3])]
     for (batch, *space), case in problems:
         terms, activation, num_classes, dtype, target_dtype, is_dense, ignore, channels_last = case
         x = torch.empty(batch, num_classes, *space, dtype=dtype, device="cuda")
@@ -63,21 +79,32 @@ def compile_distance():
         backend.signed_maps(target, None if is_dense else num_classes, [[0.7] * len(shape)] * 2, [9.0] * 2, 0.0, 1)
 
 
-def stack_bytes(kernel):
+def machine_code(kernel):
+    """Return the registers and the bytes of stack, and the instructions by name, of the loop where there is one."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [BINARIES / "cuobjdump", "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(usage.split("STACK:")[1].split()[0])
+        dump = [BINARIES / "cuobjdump", "-res-usage", "-sass", file.name]
+        text = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    usage = [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK")]
+    # address, instruction without what it depends on, its operands
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+ )?([A-Z]\w*)\S*(.*)", text)
+    code = [(int(address, 16), name, operands) for address, name, operands in found if name != "NOP"]
+    jumps = [(int(re.search(r"0x(\w+)", rest)[1], 16), address) for address, name, rest in code if name == "BRA"]
+    first, last = max(((to, at) for to, at in jumps if to < at), key=lambda jump: jump[1] - jump[0], default=(0, 1e9))
+    return (*usage, [name for address, name, _ in code if first <= address <= last])
 
 
 def compile_only(run):
-    def compiled(kernel, *args, grid, warmup, **kwargs):
+    def compiled(kernel, *args, grid, warmup, **options):
         args = [MockTensor(arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in args]
-        result = run(kernel, *args, grid=grid, warmup=True, **kwargs)
-        print(kernel.fn.__name__, stack_bytes(result), flush=True)
-        return result
+        registers, stack, code = machine_code(run(kernel, *args, grid=grid, warmup=True, **options))
+        row = {"kernel": kernel.fn.__name__, "registers": registers, "stack": stack}
+        if "NUM_CLASSES" in options:
+            per_logit = 32 * options["num_warps"] / (options["NUM_CLASSES"] * options["BLOCK"])
+            row |= {"classes": options["NUM_CLASSES"], "instructions": len(code) * per_logit}
+            row |= {"exchanges": sum(name in ("SHFL", "STS", "BAR") for name in code) * per_logit}
+        print(json.dumps(row), flush=True)
 
     return compiled
 
@@ -92,4 +119,9 @@ if __name__ == "__main__":
     JITFunction.run = compile_only(JITFunction.run)
     torch.cuda.device_of = lambda tensor: contextlib.nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        {"sums": compile_sums, "distance": compile_distance}[sys.argv[1]]()
+        if sys.argv[1] == "sums":
+            compile_sums([(SHAPES[0], case) for case in SUMS] + [(SHAPES[1], SUMS[0]), (SHAPES[2], SUMS[3])])
+        elif sys.argv[1] == "steps":
+            compile_sums([*((SHAPES[0], case) for case in STEPS), (ODD, STEPS[1])])
+        else:
+            compile_distance()

@@ -13,15 +13,20 @@ import triton.language as tl
 
 
 @triton.jit
-def softmax(x, classes, NUM_CLASSES: tl.constexpr):
-    """Return p, and what log p is the difference of: the shifted logits and the logarithm of the total."""
-    x = tl.where((classes < NUM_CLASSES)[:, None], x, float("-inf"))
+def softmax(x, kept, classes, NUM_CLASSES: tl.constexpr, C_PAD: tl.constexpr):
+    """Return p, and what log p is the difference of: the shifted logits and the logarithm of the total; and a 1.
+
+    p is 0 where a voxel does not count. The 1, of each voxel, is for what must be known by way of the logits.
+    """
+    if NUM_CLASSES < C_PAD:
+        x = tl.where((classes < NUM_CLASSES)[:, None], x, float("-inf"))
     shifted = x - tl.max(x, 0)[None, :]
     # Finite, since 0 times -inf, of a class that a logit of -inf has ruled out, is not 0. A NaN stays one.
-    shifted = tl.where(shifted < -3.4028234663852886e38, -3.4028234663852886e38, shifted)
+    shifted = tl.maximum(shifted, -3.4028234663852886e38, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp(shifted)
     total = tl.sum(p, 0)
-    return p / total[None, :], shifted, tl.log(total)
+    share = tl.where(kept, 1.0 / total, 0.0)  # a division for each voxel, not for each of its classes
+    return p * share[None, :], shifted, tl.log(total), tl.minimum(total, 1.0)
 
 
 @triton.jit

@@ -29,31 +29,23 @@ from monai_losses_ext.sums.triton.arithmetic import (
 def load(
     logits,
     target,
-    x_b,
     x_c,
     x_v,
-    t_b,
     t_c,
     t_v,
+    classes,
+    voxels,
     num_voxels,
-    num_blocks,
     NUM_CLASSES: tl.constexpr,
     TARGET: tl.constexpr,
     IGNORE: tl.constexpr,
     IGNORE_INDEX: tl.constexpr,
-    C_PAD: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """Return a tile's logits and dense target, 0 where a voxel does not count, which ones count, and where it lies."""
-    program = tl.program_id(0).to(tl.int64)
-    b = program // num_blocks
-    classes = tl.arange(0, C_PAD)
-    voxels = (program % num_blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = (classes < NUM_CLASSES)[:, None] & (voxels < num_voxels)[None, :]
+    """Return a tile's logits and dense target, 0 where a voxel does not count, which ones count, and which exist."""
     kept = voxels < num_voxels
-    x_offsets = b * x_b + classes.to(tl.int64)[:, None] * x_c + voxels[None, :] * x_v
-    x = tl.load(logits + x_offsets, mask=inside, other=0).to(tl.float32)
-    target += b * t_b
+    inside = (classes < NUM_CLASSES)[:, None] & kept[None, :]
+    x = tl.load(logits + classes.to(tl.int64)[:, None] * x_c + voxels[None, :] * x_v, mask=inside, other=0)
+    x = x.to(tl.float32)
     if TARGET == "dense":
         g = tl.load(target + classes.to(tl.int64)[:, None] * t_c + voxels[None, :] * t_v, mask=inside, other=0)
         g = g.to(tl.float32)
@@ -81,8 +73,9 @@ def load(
             kept = kept & (label != IGNORE_INDEX)
         label = tl.where(is_class & kept, label, -1).to(tl.int32)
         g = tl.where(label[None, :] == classes[:, None], 1.0, 0.0)
-    x = tl.where(kept[None, :], x, 0.0)
-    return x, g, kept, inside, b, classes, voxels
+    if IGNORE != "none":
+        x = tl.where(kept[None, :], x, 0.0)  # whatever stood there, a NaN too
+    return x, g, kept, inside
 
 
 @triton.jit
@@ -101,7 +94,8 @@ def sums_kernel(
     d_c,
     d_v,
     num_voxels,
-    num_blocks,
+    num_rows,
+    num_steps,
     NUM_CLASSES: tl.constexpr,
     TERMS: tl.constexpr,
     GAMMAS: tl.constexpr,
@@ -113,44 +107,91 @@ def sums_kernel(
     IGNORE_INDEX: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
+    FOLD: tl.constexpr,
 ):
-    """Write the sums over a block of voxels to a row of ``rows``, ``[B * num_blocks, NUM_TERMS, NUM_CLASSES]``."""
-    x, g, kept, inside, b, classes, voxels = load(
-        logits, target, x_b, x_c, x_v, t_b, t_c, t_v, num_voxels, num_blocks,
-        NUM_CLASSES, TARGET, IGNORE, IGNORE_INDEX, C_PAD, BLOCK,
-    )  # fmt: skip
-    phi = x
-    if HAS_DISTANCE:
-        offsets = b * d_b + classes.to(tl.int64)[:, None] * d_c + voxels[None, :] * d_v
-        phi = tl.load(distance + offsets, mask=inside, other=0).to(tl.float32)
-    p = x
-    if ACTIVATION == "softmax":
-        p, shifted, log_total = softmax(x, classes, NUM_CLASSES)
-        logp = logp_of_target(shifted, log_total, g, TARGET)
-    if ACTIVATION == "sigmoid":
-        p = sigmoid(x)[0]
-    p = tl.where(kept[None, :], p, 0.0)
-    for i in tl.static_range(NUM_TERMS):
-        if ACTIVATION == "softmax" and TERMS[i] == "ce":
-            values = g * (log_total[None, :] - shifted)
-        elif ACTIVATION == "softmax" and TERMS[i] == "logp":
-            values = tl.where(kept[None, :], log_total[None, :] - shifted, 0.0)
-        elif ACTIVATION == "softmax" and TERMS[i] == "focal":
-            values = g * focal(logp, GAMMAS, i)
-        elif TERMS[i] == "ce":
-            values = g * cross_entropy(x, 1.0)
-        elif TERMS[i] == "ce_neg":
-            values = tl.where(kept[None, :], (1.0 - g) * cross_entropy(x, 0.0), 0.0)
-        elif TERMS[i] == "logp":
-            values = tl.where(kept[None, :], cross_entropy(x, 1.0), 0.0)
-        elif TERMS[i] == "focal":
-            values = g * sigmoid_focal(x, g, GAMMAS, i)
-        elif TERMS[i] == "focal_neg":
-            values = tl.where(kept[None, :], (1.0 - g) * sigmoid_focal(x, g, GAMMAS, i), 0.0)
+    """Write the sums over ``num_steps`` tiles to a row of ``rows``, ``[B, num_rows, NUM_TERMS, NUM_CLASSES]``.
+
+    Each thread adds up its own voxels, ``FOLD`` in a row, of all the tiles before threads add up among each other.
+    """
+    program = tl.program_id(0)
+    b = (program // num_rows).to(tl.int64)
+    first = (program % num_rows).to(tl.int64) * num_steps * BLOCK
+    classes = tl.arange(0, C_PAD)
+    sums = ()
+    for _ in tl.static_range(NUM_TERMS):
+        sums = sums + (tl.zeros([C_PAD, BLOCK // FOLD], dtype=tl.float32),)
+    for step in range(tl.minimum(num_steps, tl.cdiv(num_voxels - first, BLOCK)).to(tl.int32)):
+        voxels = tl.max_contiguous(first + step * BLOCK + tl.arange(0, BLOCK), VEC)
+        x, g, kept, inside = load(
+            logits + b * x_b, target + b * t_b, x_c, x_v, t_c, t_v, classes, voxels, num_voxels,
+            NUM_CLASSES, TARGET, IGNORE, IGNORE_INDEX,
+        )  # fmt: skip
+        phi = x
+        if HAS_DISTANCE:
+            offsets = b * d_b + classes.to(tl.int64)[:, None] * d_c + voxels[None, :] * d_v
+            phi = tl.load(distance + offsets, mask=inside, other=0).to(tl.float32)
+        p = x
+        if ACTIVATION == "softmax":
+            p, shifted, log_total, one = softmax(x, kept, classes, NUM_CLASSES, C_PAD)
+            logp = logp_of_target(shifted, log_total, g, TARGET)
+            if TARGET != "dense":
+                # What comes from the labels alone would be spread over the threads in another way than what comes from
+                # the logits, and its sum would have them exchange every value.
+                g = tl.where(g > 0, one[None, :], 0.0)
+        elif ACTIVATION == "sigmoid":
+            p = tl.where(kept[None, :], sigmoid(x)[0], 0.0)
         else:
-            values = plain_value(p, g, phi, kept, TERMS, i)
-        row = (tl.program_id(0).to(tl.int64) * NUM_TERMS + i) * NUM_CLASSES
-        tl.store(rows + row + classes, tl.sum(values, 1), mask=classes < NUM_CLASSES)
+            p = tl.where(kept[None, :], x, 0.0)
+        longer = ()
+        for i in tl.static_range(NUM_TERMS):
+            if ACTIVATION == "softmax" and TERMS[i] == "ce":
+                values = g * (log_total[None, :] - shifted)
+            elif ACTIVATION == "softmax" and TERMS[i] == "logp":
+                values = tl.where(kept[None, :], log_total[None, :] - shifted, 0.0)
+            elif ACTIVATION == "softmax" and TERMS[i] == "focal":
+                values = g * focal(logp, GAMMAS, i)
+            elif TERMS[i] == "ce":
+                values = g * cross_entropy(x, 1.0)
+            elif TERMS[i] == "ce_neg":
+                values = tl.where(kept[None, :], (1.0 - g) * cross_entropy(x, 0.0), 0.0)
+            elif TERMS[i] == "logp":
+                values = tl.where(kept[None, :], cross_entropy(x, 1.0), 0.0)
+            elif TERMS[i] == "focal":
+                values = g * sigmoid_focal(x, g, GAMMAS, i)
+            elif TERMS[i] == "focal_neg":
+                values = tl.where(kept[None, :], (1.0 - g) * sigmoid_focal(x, g, GAMMAS, i), 0.0)
+            else:
+                values = plain_value(p, g, phi, kept, TERMS, i)
+            longer = longer + (sums[i] + tl.sum(tl.reshape(values, [C_PAD, BLOCK // FOLD, FOLD]), 2),)
+        sums = longer
+    for i in tl.static_range(NUM_TERMS):
+        row = (program.to(tl.int64) * NUM_TERMS + i) * NUM_CLASSES
+        tl.store(rows + row + classes, tl.sum(sums[i], 1), mask=classes < NUM_CLASSES)
+
+
+@triton.jit
+def total_kernel(
+    rows,
+    sums,
+    num_samples,
+    num_rows,
+    num_terms,
+    num_classes,
+    ROWS: tl.constexpr,
+    SUMS: tl.constexpr,
+):
+    """Add up the rows of a sample, in float64, for some of its terms and classes; ``sums`` is ``[T, B, C]``."""
+    b = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * SUMS + tl.arange(0, SUMS)  # in a row
+    is_sum = place < num_terms * num_classes
+    total = tl.zeros([ROWS, SUMS], dtype=tl.float64)
+    for first in range(0, num_rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        offsets = (b * num_rows + row)[:, None] * (num_terms * num_classes) + place[None, :]
+        total += tl.load(rows + offsets, mask=(row < num_rows)[:, None] & is_sum[None, :], other=0).to(tl.float64)
+    out = (place // num_classes * num_samples + b) * num_classes + place % num_classes
+    tl.store(sums + out, tl.sum(total, 0).to(tl.float32), mask=is_sum)
 
 
 @triton.jit
@@ -186,11 +227,16 @@ def gradient_kernel(
     IGNORE_INDEX: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
 ):
     """Write dL/dlogits of a block of voxels; ``grad_sums`` is ``[NUM_TERMS, B, NUM_CLASSES]``."""
-    x, g, kept, inside, b, classes, voxels = load(
-        logits, target, x_b, x_c, x_v, t_b, t_c, t_v, num_voxels, num_blocks,
-        NUM_CLASSES, TARGET, IGNORE, IGNORE_INDEX, C_PAD, BLOCK,
+    program = tl.program_id(0)
+    b = (program // num_blocks).to(tl.int64)
+    classes = tl.arange(0, C_PAD)
+    voxels = tl.max_contiguous((program % num_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), VEC)
+    x, g, kept, inside = load(
+        logits + b * x_b, target + b * t_b, x_c, x_v, t_c, t_v, classes, voxels, num_voxels,
+        NUM_CLASSES, TARGET, IGNORE, IGNORE_INDEX,
     )  # fmt: skip
     phi = x
     if HAS_DISTANCE:
@@ -198,7 +244,7 @@ def gradient_kernel(
         phi = tl.load(distance + offsets, mask=inside, other=0).to(tl.float32)
     p = x
     if ACTIVATION == "softmax":
-        p, shifted, log_total = softmax(x, classes, NUM_CLASSES)
+        p, shifted, log_total, _ = softmax(x, kept, classes, NUM_CLASSES, C_PAD)
         logp = logp_of_target(shifted, log_total, g, TARGET)
     if ACTIVATION == "sigmoid":
         p, q = sigmoid(x)
@@ -232,6 +278,7 @@ def gradient_kernel(
         gradient = rest + slope * p * q
     else:
         gradient = slope
-    gradient = tl.where(kept[None, :], gradient, 0.0)
+    if IGNORE != "none":
+        gradient = tl.where(kept[None, :], gradient, 0.0)
     offsets = b * o_b + classes.to(tl.int64)[:, None] * o_c + voxels[None, :] * o_v
     tl.store(out + offsets, gradient.to(out.dtype.element_ty), mask=inside)

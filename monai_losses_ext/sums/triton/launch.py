@@ -13,17 +13,13 @@ from torch import Tensor
 
 from monai_losses_ext import _checks
 from monai_losses_ext.sums import terms as T  # noqa: N812
-from monai_losses_ext.sums.triton.kernels import gradient_kernel, sums_kernel
+from monai_losses_ext.sums.triton.kernels import gradient_kernel, sums_kernel, total_kernel
 
 # Before 3.4 an item of a tuple of constants cannot be read in a kernel.
 OLDEST, VERSION = (3, 4), tuple(map(int, triton.__version__.split(".")[:2]))
-# Elements (classes times voxels) of a tile, reasoned rather than measured, since no GPU was at hand: 16 a thread, which
-# for sm_90 compiles to 40 to 90 registers, so that several tiles share a multiprocessor and one computes while another
-# is read. With many classes the tile doubles, to read at least 64 bytes in a row and to keep the partial sums, one
-# number for each class and term of a tile, below a tenth of the logits.
-TILE_ELEMENTS = {"few_classes": 4096, "many_classes": 8192}
-MANY_CLASSES = 128
-ELEMENTS_PER_WARP = 512
+# Of the sums' kernel, by size: enough programs to keep a GPU busy, of which each adds up many tiles.
+PROGRAMS, MOST_TILES = 1024, 16
+ROWS, SUMS = 64, 32  # that one program of the last kernel adds up at once
 
 
 def forward(
@@ -36,13 +32,24 @@ def forward(
 ) -> Tensor:
     """Compute the sums; arguments and result as in :func:`terms.reference_sums`."""
     x, num_samples, num_classes = logits.flatten(2), *logits.shape[:2]
-    volumes, options, grid = _launch(x, target, distance, terms, activation, ignore_index)
-    rows = x.new_empty((num_samples, options["num_blocks"], len(terms), num_classes), dtype=torch.float32)
-    if rows.numel():
-        with torch.cuda.device_of(x):
-            sums_kernel[grid](*volumes, rows, **options)
-    sums = rows.sum(1, dtype=torch.float64).transpose(0, 1)
-    return sums.to(torch.float32, memory_format=torch.contiguous_format)
+    volumes, options, num_blocks = _launch(x, target, distance, terms, activation, ignore_index)
+    num_steps = max(1, min(MOST_TILES, num_samples * num_blocks // PROGRAMS))
+    num_rows = triton.cdiv(num_blocks, num_steps)
+    rows = x.new_empty((num_samples, num_rows, len(terms), num_classes), dtype=torch.float32)
+    sums = x.new_empty((len(terms), num_samples, num_classes), dtype=torch.float32)
+    if rows.numel() == 0:
+        return sums.zero_()
+    # Voxels in a row are one thread's where they can be read at once, which Triton takes for granted only of addresses
+    # that are multiples of 16 elements.
+    fold = options["VEC"] if x.stride(1) % 16 == 0 else 1
+    with torch.cuda.device_of(x):
+        sums_kernel[(num_samples * num_rows,)](
+            *volumes, rows, num_rows=num_rows, num_steps=num_steps, FOLD=fold, **options
+        )
+        total_kernel[(num_samples, triton.cdiv(len(terms) * num_classes, SUMS))](
+            rows, sums, num_samples, num_rows, len(terms), num_classes, ROWS, SUMS
+        )
+    return sums
 
 
 def backward(
@@ -57,14 +64,30 @@ def backward(
     """Compute the gradient with respect to the logits; arguments and result as in :func:`chunked.backward`."""
     grad = torch.empty_like(logits)
     x, out = logits.flatten(2), grad.flatten(2)
-    volumes, options, grid = _launch(x, target, distance, terms, activation, ignore_index)
+    volumes, options, num_blocks = _launch(x, target, distance, terms, activation, ignore_index)
     grad_sums = grad_sums.to(torch.float32, memory_format=torch.contiguous_format)
     if out.numel():
         strides = dict(zip(("o_b", "o_c", "o_v"), out.stride(), strict=True))
         with torch.cuda.device_of(x):
-            gradient_kernel[grid](*volumes, grad_sums, out, num_samples=x.shape[0], **strides, **options)
+            gradient_kernel[(x.shape[0] * num_blocks,)](
+                *volumes, grad_sums, out, num_samples=x.shape[0], num_blocks=num_blocks, **strides, **options
+            )
     # Where the axes of the volume lie in another order in memory, the flat view is a copy.
     return grad if out.data_ptr() == grad.data_ptr() else grad.copy_(out.view(grad.shape))
+
+
+def tile(c_pad: int) -> tuple[int, int, int]:
+    """Return the voxels of a tile, how many of them in a row are one thread's, and the warps that share it.
+
+    Up to 16 classes, a thread has all classes of its voxels, and a softmax needs no other thread. With more, a thread
+    has 32 logits. Chosen by the machine code for sm_90, its instructions for a logit and its registers, and not by
+    time: no GPU was at hand. ``tests/compile_kernels.py`` prints both.
+    """
+    if c_pad <= 16:
+        vec = 4 if c_pad <= 4 else 2
+        return 128 * vec, vec, 4
+    num_warps = 4 if c_pad <= 64 else 8
+    return 1024 * num_warps // c_pad, 4, num_warps
 
 
 def _launch(
@@ -74,8 +97,8 @@ def _launch(
     terms: Sequence[str],
     activation: str,
     ignore_index: int | None,
-) -> tuple[list[Tensor], dict[str, Any], tuple[int]]:
-    """Return what both kernels are started with: the volumes, the named arguments and the grid.
+) -> tuple[list[Tensor], dict[str, Any], int]:
+    """Return what both kernels are started with: the volumes, the named arguments and the blocks of a sample.
 
     A volume is seen as ``[B, C, V]`` with whatever strides that takes, so channels-last logits are not copied.
     """
@@ -85,15 +108,13 @@ def _launch(
     if VERSION < OLDEST:
         raise _checks.fail("backend", "'triton' needs Triton 3.4 or newer", triton.__version__, " Take 'chunked'.")
     names, gammas = zip(*map(T.split, terms), strict=True)
-    num_samples, num_classes, num_voxels = x.shape
+    _, num_classes, num_voxels = x.shape
     has_distance = distance is not None and not T.SURFACE_TERMS.isdisjoint(names)
     g = target.flatten(2)
     g = g.view(torch.uint8) if g.dtype == torch.bool else g
     phi = distance.flatten(2) if has_distance and distance is not None else x
     c_pad = triton.next_power_of_2(num_classes)
-    elements = TILE_ELEMENTS["many_classes" if c_pad >= MANY_CLASSES else "few_classes"]
-    block = max(1, elements // c_pad)
-    num_blocks = triton.cdiv(num_voxels, block)
+    block, vec, num_warps = tile(c_pad)
     strides = {
         f"{name}_{axis}": n
         for name, v in zip("xtd", (x, g, phi), strict=True)
@@ -102,7 +123,6 @@ def _launch(
     options = {
         **strides,
         "num_voxels": num_voxels,
-        "num_blocks": num_blocks,
         "NUM_CLASSES": num_classes,
         "TERMS": names,
         "GAMMAS": gammas,
@@ -114,9 +134,10 @@ def _launch(
         "IGNORE_INDEX": ignore_index or 0,
         "C_PAD": c_pad,
         "BLOCK": block,
-        "num_warps": max(1, elements // ELEMENTS_PER_WARP),
+        "VEC": vec if x.stride(2) == 1 else 1,
+        "num_warps": num_warps,
     }
-    return [x, g, phi], options, (num_samples * num_blocks,)
+    return [x, g, phi], options, triton.cdiv(num_voxels, block)
 
 
 def _kind(target: Tensor, num_classes: int) -> str:
