@@ -18,18 +18,18 @@ def terms_of(activation):
     return PLAIN + (LOGS if activation != "none" else []) + (SIGMOID if activation == "sigmoid" else [])
 
 
-def problem(activation, kind, ignore, num_classes, shape, dtype=torch.float64):
+def problem(activation, kind, ignore, num_classes, shape, dtype=torch.float64, batch=2):
     """Return input, target and a distance map; labels 255 stand in index targets that ignore them."""
-    x = torch.randn(2, num_classes, *shape, dtype=torch.float64)
+    x = torch.randn(batch, num_classes, *shape, dtype=torch.float64)
     x = (x.sigmoid() if activation == "none" else x).to(dtype)
-    labels = torch.randint(0, max(num_classes, 2), (2, *shape))
+    labels = torch.randint(0, max(num_classes, 2), (batch, *shape))
     target = labels.clone()
     if kind == "index" and ignore == 255:
         target[torch.rand(target.shape) < 0.2] = 255
     elif kind == "one_hot":
         target = torch.stack([labels == (c if num_classes > 1 else 1) for c in range(num_classes)], 1)
     elif kind == "soft":
-        target = torch.rand(2, num_classes, *shape)
+        target = torch.rand(batch, num_classes, *shape)
     return x, target, torch.randn(x.shape)
 
 

@@ -196,6 +196,11 @@ def label_and_distance(target: Target) -> tuple[Tensor, Tensor | None]:
     return target[LABEL], target.get(DISTANCE)
 
 
+def at_least_one(count: Tensor) -> Tensor:
+    """Return what a sum is divided by, 1 where nothing counts: the sum is 0 there, and stays it, its gradient too."""
+    return count + (count == 0)
+
+
 def activation_of(sigmoid: bool, softmax: bool, other_act: Any) -> str:
     """Turn MONAI's three activation arguments into one value.
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from monai_losses_ext import _checks
@@ -16,6 +15,7 @@ from monai_losses_ext.losses.base import (
     Target,
     VoxelLoss,
     activation_of,
+    at_least_one,
     label_and_distance,
 )
 from monai_losses_ext.sums import terms as T  # noqa: N812
@@ -94,24 +94,25 @@ class CrossEntropyLoss(VoxelLoss):
         """Return the summed or averaged cross-entropy, a scalar."""
         num_channels = sums["ce"].shape[1]
         weight = self.per_counted_class("weight", self.class_weight, num_channels)
-        weight = sums["ce"].new_ones(()) if weight is None else weight.to(sums["ce"])
+        weight = None if weight is None else weight.to(sums["ce"])
         total = self._weighed(sums, weight, num_channels).sum()
+        if self.reduction == "sum":
+            return total
         if self.activation_for(num_channels) == "sigmoid":
-            count = sums["count"].sum()
-        else:
-            # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
-            count = (weight * sums["ref"]).sum() if is_index else sums["count"][:, 0].sum()
-        # Where nothing counts the total is 0 too; a tiny divisor would make its gradient infinite.
-        return total if self.reduction == "sum" else total / torch.where(count > 0, count, 1.0)
+            return total / at_least_one(sums["count"].sum())
+        # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
+        counts = _times(weight, sums["ref"]) if is_index else sums["count"][:, 0]
+        return total / at_least_one(counts.sum())
 
-    def _weighed(self, parts: Sums, weight: Tensor, num_channels: int) -> Tensor:
+    def _weighed(self, parts: Sums, weight: Tensor | None, num_channels: int) -> Tensor:
         """Return the cross-entropy of each class, of sums or of voxels; ``weight`` has the axes of the parts."""
+        values = _times(weight, parts["ce"])
         if self.activation_for(num_channels) == "sigmoid":
-            return weight * parts["ce"] + parts["ce_neg"]
-        values = (1 - self.label_smoothing) * weight * parts["ce"]
-        if self.label_smoothing:
-            values = values + self.label_smoothing / num_channels * weight * parts["logp"]
-        return values
+            return values + parts["ce_neg"]
+        if not self.label_smoothing:
+            return values
+        rest = _times(weight, parts["logp"])
+        return (1 - self.label_smoothing) * values + self.label_smoothing / num_channels * rest
 
     def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
@@ -127,10 +128,14 @@ class CrossEntropyLoss(VoxelLoss):
         terms = [term for term in self.terms_for(num_channels) if term in T.LOG_TERMS]
         parts = T.voxel_values(terms, activation, x.transpose(0, 1), dense.transpose(0, 1), None)  # C B *S
         weight = self.per_counted_class("weight", self.class_weight, num_channels)
-        weight = x.new_ones(()) if weight is None else weight.to(x)
-        values = self._weighed(parts, weight.view(-1, *[1] * (x.ndim - 1)), num_channels)
+        weight = None if weight is None else weight.to(x).view(-1, *[1] * (x.ndim - 1))
+        values = self._weighed(parts, weight, num_channels)
         if activation == "sigmoid":
             values = values.transpose(0, 1)
         else:
             values, dropped = values.sum(0), None if dropped is None else dropped.squeeze(1)
         return values if dropped is None else values.masked_fill(dropped, 0.0)
+
+
+def _times(weight: Tensor | None, values: Tensor) -> Tensor:
+    return values if weight is None else weight * values

@@ -37,15 +37,15 @@ class OverlapLoss(VoxelLoss):
             self.terms = ("abs_diff", "pred", "ref")
 
     @abstractmethod
-    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
-        """Return the loss from true positives, false positives and false negatives, each ``[B or 1, C']``."""
+    def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
+        """Return the loss from true positives, all that is predicted and all there is, each ``[B or 1, C']``."""
 
     def formula(self, sums: Sums, is_index: bool) -> Tensor:
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
         first, pred, ref = (self._counted(sums[term]) for term in self.terms)
         tp = (pred + ref - first) / 2 if self.terms[0] == "abs_diff" else first
         num_channels = sums[self.terms[0]].shape[1]
-        values = self.score(tp, pred - tp, ref - tp, num_channels)
+        values = self.score(tp, pred, ref, num_channels)
         weights = self.per_counted_class("weight", self.class_weight, num_channels)
         if weights is not None and values.shape[1] > 1:
             values = values * weights.to(values)
@@ -135,10 +135,11 @@ class DiceLoss(OverlapLoss):
         )
         self.jaccard = jaccard
 
-    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
+    def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
         """Return the Dice (or Jaccard) loss per sample and class."""
-        errors = fp + fn if self.jaccard else 0.5 * (fp + fn)
-        return 1 - (2 * tp + self.smooth_nr) / (2 * (tp + errors) + self.smooth_dr)
+        both = pred + ref  # tp + fp + tp + fn
+        sizes = 2 * (both - tp) if self.jaccard else both
+        return 1 - (2 * tp + self.smooth_nr) / (sizes + self.smooth_dr)
 
     def shaped(self, value: Tensor, ndim: int) -> Tensor:
         """Return the loss; for ``reduction="none"`` with axes of length 1 in place of the spatial ones, as in MONAI."""

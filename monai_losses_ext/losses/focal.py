@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from monai_losses_ext import _checks
@@ -18,6 +17,7 @@ from monai_losses_ext.losses.base import (
     Sums,
     Target,
     VoxelLoss,
+    at_least_one,
     label_and_distance,
     per_class,
 )
@@ -107,9 +107,8 @@ class FocalLoss(VoxelLoss):
         values = self._balanced(sums[self._positive], sums.get(self._negative))  # B C'
         count = self.without_background(sums["count"])
         if self.reduction == "mean":
-            values, count = values.sum(), count.sum()
-        # Where nothing counts the value is 0 too; a tiny divisor would make its gradient infinite.
-        return (values / torch.where(count > 0, count, 1.0)).sum()
+            return values.sum() / at_least_one(count.sum())
+        return (values / at_least_one(count)).sum()
 
     def _balanced(self, positive: Tensor, negative: Tensor | None) -> Tensor:
         """Weigh the two parts by alpha and the class weights; channels stand on axis 1, ``[B, C, ...]``."""

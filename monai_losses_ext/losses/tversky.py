@@ -99,11 +99,12 @@ class TverskyLoss(OverlapLoss):
         self.register_buffer("alpha", per_class("alpha", alpha), persistent=False)
         self.register_buffer("beta", per_class("beta", beta), persistent=False)
 
-    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
+    def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
         """Return the Tversky loss per sample and class."""
         alpha = self.per_counted_class("alpha", self.alpha, num_channels).to(tp)
         beta = self.per_counted_class("beta", self.beta, num_channels).to(tp)
-        return 1 - (tp + self.smooth_nr) / (tp + alpha * fp + beta * fn + self.smooth_dr)
+        errors = alpha * (pred - tp) + beta * (ref - tp)
+        return 1 - (tp + self.smooth_nr) / (tp + errors + self.smooth_dr)
 
 
 class FocalTverskyLoss(TverskyLoss):
@@ -159,8 +160,8 @@ class FocalTverskyLoss(TverskyLoss):
         self.gamma = float(gamma)
         self.non_negative = True  # a Tversky loss below 0 counts as 0
 
-    def score(self, tp: Tensor, fp: Tensor, fn: Tensor, num_channels: int) -> Tensor:
+    def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
         """Return the focal Tversky loss per sample and class."""
-        tversky = super().score(tp, fp, fn, num_channels)
+        tversky = super().score(tp, pred, ref, num_channels)
         smallest = torch.finfo(tversky.dtype).eps
         return torch.where(tversky > smallest, tversky.clamp_min(smallest) ** (1 / self.gamma), 0.0)

@@ -88,10 +88,11 @@ class FixedWeighting(Weighting):
 
     def combine(self, terms: Sequence[Tensor]) -> Tensor:
         """Return the weighted sum, in the terms' dtype."""
-        total = terms[0] * self.weights[0]
-        for i in range(1, len(terms)):
-            total = total + terms[i] * self.weights[i]
-        return total.to(common_dtype(terms))
+        weights = self.weights.to(common_dtype(terms)).unbind()
+        total = terms[0] * weights[0]
+        for term, weight in zip(terms[1:], weights[1:], strict=True):
+            total = total + term * weight
+        return total
 
 
 class SoftmaxWeighting(Weighting):

@@ -31,7 +31,7 @@ from monai_losses_ext.sums.softmax import softmax_gradient, softmax_sums
 # Elements (voxels times classes) that a thread works on at a time; a GPU wants few launches instead.
 TILE_ELEMENTS = 2**19
 CHUNK_ELEMENTS_ELSEWHERE = 2**24
-# A chunk has four buffers of its size, up to eight for focal on soft labels. On a CPU a small volume is cut finer, so
+# A chunk has four buffers of its size, up to eight for focal on soft labels. On a CPU a small batch is cut finer, so
 # that they stay small beside it, but not so fine that to call an operation takes longer than its arithmetic.
 MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 20, 2**18
 
@@ -47,10 +47,11 @@ def forward(
     """Compute the sums; arguments and result as in :func:`terms.reference_sums`."""
     num_samples, num_classes = logits.shape[:2]
     sums = torch.zeros(len(terms), num_samples, num_classes, dtype=torch.float64, device=logits.device)
-    for b, _, chunk in _chunks(logits, target, distance, activation, ignore_index, check_labels=True):
+    for samples, _, chunk in _chunks(logits, target, distance, activation, ignore_index, check_labels=True):
         is_softmax = activation == "softmax"
         values = softmax_sums(chunk, terms) if is_softmax else elementwise_sums(chunk, terms, activation)
-        sums[:, b] += torch.stack([values[term] for term in terms]).sum(1, dtype=torch.float64)
+        of_tiles = torch.stack([values[term] for term in terms])
+        sums[:, samples] += of_tiles.unflatten(1, (samples.stop - samples.start, -1)).sum(2, dtype=torch.float64)
     return sums.to(_accumulation_dtype(logits))
 
 
@@ -71,15 +72,17 @@ def backward(
     grad = torch.empty_like(logits)
     flat_grad = grad.flatten(2) if _flattens(logits, target, distance) else grad
     grad_sums = grad_sums.to(_accumulation_dtype(logits))
-    for b, piece, chunk in _chunks(logits, target, distance, activation, ignore_index):
-        grads = {term: grad_sums[i, b].unsqueeze(1) for i, term in enumerate(terms)}  # term -> C 1
+    for samples, piece, chunk in _chunks(logits, target, distance, activation, ignore_index):
+        grads = {term: grad_sums[i, samples].unsqueeze(2) for i, term in enumerate(terms)}  # term -> S C 1
         if activation == "softmax":
             values = softmax_gradient(chunk, grads)
         else:
             values = elementwise_gradient(chunk, grads, activation)
-        place = flat_grad[b, :, piece]
+        place = flat_grad[samples, :, piece]
         values = chunk.mask_(values)
-        if place.ndim == 2:
+        if len(place) == len(values):
+            place.copy_(values.reshape(place.shape))
+        elif place.ndim == 3:
             _tiled(place, len(values)).copy_(values)
         else:
             place.copy_(values.movedim(0, 1).reshape(place.shape))
@@ -102,8 +105,10 @@ def _chunks(
     activation: str,
     ignore_index: int | None,
     check_labels: bool = False,
-) -> Iterator[tuple[int, slice, Chunk]]:
-    """Cut every sample into chunks: the sample, where the chunk lies on the third axis, and the chunk.
+) -> Iterator[tuple[slice, slice, Chunk]]:
+    """Cut a batch into chunks: the samples, where the chunk lies on the third axis, and the chunk.
+
+    A chunk is a part of one sample, or several samples whole.
 
     Volumes that are not contiguous (channels-last logits, say) are cut along their first spatial axis instead, so that
     a chunk is copied, never a volume.
@@ -112,7 +117,7 @@ def _chunks(
     if _flattens(logits, target, distance):
         logits, target = logits.flatten(2), target.flatten(2)
         distance = None if distance is None else distance.flatten(2)
-    length, num_tiles = _chunk_length(logits)
+    num_samples, length, num_tiles = _chunk_size(logits)
     dtype = _accumulation_dtype(logits)
     is_index = target.shape[1] < num_classes
     scratch = Scratch(logits, dtype)
@@ -124,15 +129,17 @@ def _chunks(
             values = scratch(name, *values.shape).copy_(values)
         return values if dropped is None else values.masked_fill_(dropped, 0.0)
 
-    for b in range(logits.shape[0]):
+    for first in range(0, logits.shape[0], num_samples):
+        samples = slice(first, min(first + num_samples, logits.shape[0]))
         for start in range(0, logits.shape[2], length):
             piece = slice(start, start + length)
-            x, g = logits[b, :, piece].flatten(1), target[b, :, piece].flatten(1)
-            tiles = num_tiles if x.shape[1] % num_tiles == 0 else 1
-            kept = T.kept_voxels(g, activation, ignore_index)
-            dropped = None if kept is None else _tiled(~kept.unsqueeze(0), tiles)
+            x, g = logits[samples, :, piece].flatten(2), target[samples, :, piece].flatten(2)
+            tiles = num_tiles if num_samples == 1 and x.shape[2] % num_tiles == 0 else 1
+            kept = [T.kept_voxels(sample, activation, ignore_index) for sample in g]
+            masks = [mask for mask in kept if mask is not None]
+            dropped = _tiled(~torch.stack(masks).unsqueeze(1), tiles) if masks else None
             x, g = _tiled(x, tiles), _tiled(g, tiles)
-            phi = None if distance is None else _tiled(distance[b, :, piece].flatten(1), tiles)
+            phi = None if distance is None else _tiled(distance[samples, :, piece].flatten(2), tiles)
             if is_index:
                 labels = index_labels(g, num_classes, dropped, check_labels)
                 g = _one_hot(labels, classes, scratch("target", *x.shape))
@@ -140,31 +147,37 @@ def _chunks(
             if check_labels and not is_index:
                 check_dense(g)
             phi = None if phi is None else cast("distance", phi, None)
-            yield b, piece, Chunk(x, g, is_index, phi, dropped, scratch)
+            yield samples, piece, Chunk(x, g, is_index, phi, dropped, scratch)
 
 
-def _chunk_length(logits: Tensor) -> tuple[int, int]:
-    """Return the length of a chunk on the third axis, and the number of its tiles.
+def _chunk_size(logits: Tensor) -> tuple[int, int, int]:
+    """Return the samples of a chunk, its length on the third axis, and the tiles of a sample in it.
 
-    On a CPU a chunk has a tile for each thread. Torch splits the outermost axis among its threads, so whatever the
-    operation, a thread meets the voxels that lie in its own core's cache. Without tiles it splits the classes of
-    ``[C, N]`` in one operation and the voxels in the next, and the volume moves from core to core, which took up to
-    three times as long on two virtual cores.
+    On a CPU a chunk has a tile for each thread, or whole samples. Torch splits the outermost axis among its threads, so
+    whatever the operation, a thread meets the voxels that lie in its own core's cache. Without tiles it splits the
+    classes of ``[C, N]`` in one operation and the voxels in the next, and the volume moves from core to core, which
+    took up to three times as long on two virtual cores.
     """
-    per_voxel = max(1, logits.shape[1] * math.prod(logits.shape[3:]))
-    if logits.device.type != "cpu":
-        return max(1, CHUNK_ELEMENTS_ELSEWHERE // per_voxel), 1
-    num_tiles = torch.get_num_threads()
-    elements = min(num_tiles * TILE_ELEMENTS, max(MIN_CHUNK_ELEMENTS, logits.numel() // MIN_CHUNKS))
+    num_samples, num_classes, num_slices, *rest = logits.shape
+    per_voxel = max(1, num_classes * math.prod(rest))
+    is_cpu = logits.device.type == "cpu"
+    num_tiles = torch.get_num_threads() if is_cpu else 1
+    elements = CHUNK_ELEMENTS_ELSEWHERE
+    if is_cpu:
+        elements = min(num_tiles * TILE_ELEMENTS, max(MIN_CHUNK_ELEMENTS, logits.numel() // MIN_CHUNKS))
+    together = round(elements / max(1, per_voxel * num_slices))
+    if together > 1 and num_samples > 1:
+        num_chunks = -(-num_samples // together)
+        return -(-num_samples // num_chunks), max(1, num_slices), 1
     length = max(1, elements // per_voxel)
-    if logits.ndim == 3 and length > num_tiles:  # voxels, not slices, which would be many times a tile
+    if not rest and length > num_tiles:  # voxels, not slices, which would be many times a tile
         length -= length % num_tiles
-    return length, num_tiles
+    return 1, length, num_tiles
 
 
 def _tiled(values: Tensor, tiles: int) -> Tensor:
-    """View ``[C, N]`` as ``[tiles, C, N / tiles]``."""
-    return values.unflatten(-1, (tiles, -1)).movedim(-2, 0)
+    """View ``[S, C, N]`` as it is, or that of one sample as ``[tiles, C, N / tiles]``."""
+    return values if tiles == 1 else values[0].unflatten(-1, (tiles, -1)).movedim(-2, 0)
 
 
 def index_labels(target: Tensor, num_classes: int, dropped: Tensor | None, check: bool) -> Tensor:

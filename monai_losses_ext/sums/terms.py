@@ -66,6 +66,7 @@ FOCAL_TERMS = ("focal", "focal_neg")
 LOG_TERMS = frozenset({"ce", "ce_neg", "logp", *FOCAL_TERMS})
 SIGMOID_TERMS = frozenset({"ce_neg", "focal_neg"})
 SURFACE_TERMS = frozenset({"surface", "surface_min"})
+CONSTANT_TERMS = frozenset({"ref", "ref_sq", "surface_min", "count"})  # whatever the input
 
 
 def focal(gamma: float) -> str:

@@ -47,8 +47,9 @@ def voxel_sums(
             classes and input other than float64; ``chunked`` otherwise.
 
     Returns:
-        One ``[B, C]`` tensor per term, differentiable once with respect to ``input``: float64 for float64 input,
-        float32 otherwise, whatever autocast says. The same input gives the same bits, on a CPU with as many threads.
+        One ``[B, C]`` tensor per term, differentiable once with respect to ``input`` where it depends on it: float64
+        for float64 input, float32 otherwise, whatever autocast says. The same input gives the same bits, on a CPU with
+        as many threads.
 
     Raises:
         ValueError: for an unknown term or activation, a backend that is unknown or cannot do this, and (on a CPU) for
@@ -76,7 +77,8 @@ def voxel_sums(
     else:
         backend = _resolved(backend, input)
         sums = _voxel_sums(input, target, distance, ",".join(terms_), activation, ignore_index, backend)
-    return dict(zip(terms_, sums.unbind(0), strict=True))
+    values = zip(terms_, sums.unbind(0), strict=True)
+    return {term: value.detach() if term in terms.CONSTANT_TERMS else value for term, value in values}
 
 
 def voxel_inputs(

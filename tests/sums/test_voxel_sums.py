@@ -40,6 +40,21 @@ def test_chunks_equal_the_definition(monkeypatch, activation, kind, ignore, num_
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("ignore", [None, 1, 255])
+@pytest.mark.parametrize("kind", ["index", "one_hot", "soft"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_several_samples_in_a_chunk_equal_the_definition(monkeypatch, activation, kind, ignore, channels_last):
+    x, target, phi = problem(activation, kind, ignore, 3, (4, 5, 6), batch=5)
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", -(-2 * 3 * 120 // torch.get_num_threads()))  # 2, 2 and 1 sample
+    x = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
+    sums, gradient = value_and_gradient(x, target, phi, activation, ignore, "chunked")
+    expected, expected_gradient = value_and_gradient(x, target, phi, activation, ignore, "reference")
+    for term in sums:
+        torch.testing.assert_close(sums[term], expected[term], rtol=1e-10, atol=1e-10, msg=term)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("kind", ["index", "soft"])
