@@ -166,8 +166,9 @@ def _times_and_peak(function: Callable[..., Tensor], logits: Tensor, target: Any
 
 
 def _seconds(device: str, run: Callable[[], Any]) -> float:
-    """Return how long it takes, on a GPU by its own clock, and with work before it: as in a training, where the
-    network keeps the GPU busy while Python goes ahead, the time in which Python starts the kernels does not count.
+    """Return how long it takes, on a GPU by its own clock, while Python is ahead of it.
+
+    So it is in a training, where the network keeps the GPU busy: the time to start a kernel does not count.
     """
     if device == "cpu":
         start = time.perf_counter()
