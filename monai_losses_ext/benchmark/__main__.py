@@ -20,7 +20,7 @@ from tqdm import tqdm
 from monai_losses_ext import _checks
 from monai_losses_ext.benchmark import cuda
 from monai_losses_ext.benchmark.about import about_run
-from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
+from monai_losses_ext.benchmark.cases import CPU_LOSSES, SHAPES, loss_pairs
 from monai_losses_ext.benchmark.distance import measure_compounds, measure_epoch, measure_maps
 from monai_losses_ext.benchmark.losses import measure_losses
 from monai_losses_ext.benchmark.memory import measure_memory
@@ -32,9 +32,10 @@ from monai_losses_ext.data.tasks import TASKS
 
 # Losses and shapes. On a CPU where losses differ in kind; on a GPU where memory decides whether a training runs at all.
 MEMORY_CASES = {
-    "cpu": (("dice", "dice_ce", "dice_focal_ce"), ("2x3x96^3", "2x14x96^3")),
+    "cpu": (("dice", "dice_ce", "dice_focal_ce"), ("2x3x96^3", "2x14x96^3", "1x118x128^3")),
     "cuda": (("dice_ce",), ("1x118x128^3",)),
 }
+VOLUMES = ("2x3x96^3", "2x3x128^3", "2x14x96^3")  # of the distance suite
 Result = dict[str, Any]
 
 
@@ -97,13 +98,17 @@ def _chosen(
 def _choose_cases(arguments: argparse.Namespace) -> bool:
     """Settle losses and shapes, of those that the device's suite has, and tell whether some were picked."""
     is_partial, device = bool(arguments.losses or arguments.shapes), arguments.device
-    losses, shapes = (cuda.CUDA_LOSSES, cuda.CUDA_SHAPES) if device == "cuda" else (tuple(loss_pairs()), SHAPES)
+    losses = cuda.CUDA_LOSSES if device == "cuda" else tuple(loss_pairs())
     defaults: tuple[Collection[str], Collection[str]] = ((), ())
     if arguments.suite == "memory":
         losses = tuple(loss for loss in losses if loss in loss_pairs() and loss != "floor")
         defaults = MEMORY_CASES[device]
-    arguments.losses = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
-    arguments.shapes = _chosen(f"--shapes on {device}", arguments.shapes, shapes, defaults[1])
+    skipped = {} if device == "cuda" or arguments.losses else CPU_LOSSES
+    arguments.losses = chosen = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
+    arguments.shapes = _chosen("--shapes", arguments.shapes, SHAPES, defaults[1])
+    arguments.cases = [
+        (loss, shape) for shape in arguments.shapes for loss in chosen if loss in skipped.get(shape, chosen)
+    ]
     return is_partial
 
 
@@ -117,8 +122,7 @@ def _choose_tasks(arguments: argparse.Namespace) -> bool:
 def _choose_volumes(arguments: argparse.Namespace) -> bool:
     """Settle the shapes of volumes and tell whether some were picked, or the epoch is left out."""
     is_partial = bool(arguments.shapes) or arguments.dataset_dir is None
-    volumes = [shape for shape in SHAPES if shape.endswith("^3")]
-    arguments.shapes = _chosen("--shapes on cpu", arguments.shapes, volumes)
+    arguments.shapes = _chosen("--shapes", arguments.shapes, VOLUMES)
     return is_partial
 
 
@@ -134,9 +138,8 @@ def _speed(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure time; on a GPU memory as well."""
     if arguments.device == "cuda":
         return measure_on("cuda", arguments, about)
-    cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
     rounds = (arguments.repeats, arguments.seed, arguments.threads)
-    rows = [measure_speed_alone(loss, shape, *rounds) for loss, shape in tqdm(cases, desc="speed")]
+    rows = [measure_speed_alone(loss, shape, *rounds) for loss, shape in tqdm(arguments.cases, desc="speed")]
     return {"about": about, "speed": rows}
 
 
@@ -156,7 +159,7 @@ def measure_on(device: str, arguments: argparse.Namespace, about: Result) -> Res
 def _memory(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure the peak of memory; on a GPU also what runs where there is little of it."""
     rows = []
-    for loss, shape in tqdm([(loss, shape) for loss in arguments.losses for shape in arguments.shapes], desc="memory"):
+    for loss, shape in tqdm(arguments.cases, desc="memory"):
         if arguments.device == "cuda":
             rows.append(cuda.measure_budget(loss, shape, arguments.memory_gib, arguments.seed, "cuda"))
         else:
@@ -241,7 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_whole(1), default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--repeats", type=_whole(2), default=9, help="counted rounds of a case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches (default: %(default)s)")
-    parser.add_argument("--shapes", nargs="+", help=f"default: all of {', '.join(SHAPES)}; on cuda larger ones too")
+    parser.add_argument(
+        "--shapes", nargs="+", help=f"default: all of {', '.join(SHAPES)}, or those that the suite is about"
+    )
     parser.add_argument("--losses", nargs="+", help=f"default: all of {', '.join(loss_pairs())}; on cuda others")
     parser.add_argument("--tasks", nargs="+", help=f"step: (default: {' '.join(STEP_TASKS)})")
     budget = "memory on cuda: what may be used of the GPU's (default: three times the logits)"

@@ -19,7 +19,6 @@ from monai_losses_ext.benchmark.cases import PARITY_SIDE, SHAPES, Pair, loss_pai
 from monai_losses_ext.benchmark.speed import check_parity, quantiles
 from monai_losses_ext.distance import signed_distance
 
-CUDA_SHAPES = {**SHAPES, "2x14x128^3": (2, 14, 128, 128, 128), "1x118x128^3": (1, 118, 128, 128, 128)}
 CUDA_LOSSES = ("dice", "tversky", "cross_entropy", "focal", "dice_ce", "dice_focal", "dice_focal_boundary")
 WARM_UP = 3  # rounds; the first compiles
 COPIED_BYTES = {"cuda": 2**30, "cpu": 2**26}
@@ -41,7 +40,7 @@ def measure_case(loss: str, shape: str, repeats: int, seed: int, device: str, ba
 
     Args:
         loss: one of :data:`CUDA_LOSSES`.
-        shape: a key of :data:`CUDA_SHAPES`.
+        shape: a key of :data:`cases.SHAPES`.
         repeats: counted rounds.
         seed: of the batch.
         device: ``cuda`` or ``cpu``.
@@ -50,9 +49,9 @@ def measure_case(loss: str, shape: str, repeats: int, seed: int, device: str, ba
     has_map = loss == "dice_focal_boundary"
     pair = _with_boundary() if has_map else loss_pairs()[loss]
     if not has_map:
-        small = (*CUDA_SHAPES[shape][:2], *[PARITY_SIDE] * (len(CUDA_SHAPES[shape]) - 2))
+        small = (*SHAPES[shape][:2], *[PARITY_SIDE] * (len(SHAPES[shape]) - 2))
         check_parity(pair, *_batch(small, seed, device))
-    logits, labels = _batch(CUDA_SHAPES[shape], seed, device)
+    logits, labels = _batch(SHAPES[shape], seed, device)
     phi = signed_distance(labels, logits.shape[1], 1.0) if has_map else None
     target = labels if phi is None else {"label": labels, "distance": phi}
     sides: dict[str, Callable[..., Tensor]] = {"ours": pair.ours, pair.baseline_name: pair.baseline}
@@ -70,13 +69,13 @@ def measure_budget(loss: str, shape: str, gib: float | None, seed: int, device: 
 
     Args:
         loss: a loss with a baseline of :data:`CUDA_LOSSES`.
-        shape: a key of :data:`CUDA_SHAPES`.
+        shape: a key of :data:`cases.SHAPES`.
         gib: the GPU's memory that may be used; None is the logits and twice their size besides.
         seed: of the batch.
         device: ``cuda``, or ``cpu``, where nothing is measured and all fits.
     """
     pair = loss_pairs()[loss]
-    logits, labels = _batch(CUDA_SHAPES[shape], seed, device)
+    logits, labels = _batch(SHAPES[shape], seed, device)
     budget = int(3 * _bytes(logits) + _bytes(labels) if gib is None else gib * 2**30)
     row: dict[str, Any] = {"loss": loss, "shape": shape, "logits_gib": _bytes(logits) / 2**30, "gib": budget / 2**30}
     sides = {"ours": pair.ours, pair.baseline_name: pair.baseline}
@@ -99,8 +98,8 @@ def _limit(device: str, budget: int | None) -> None:
 
 def measure_maps(shape: str, repeats: int, seed: int, device: str) -> dict[str, Any]:
     """Return the time of the foreground's signed maps, on the device and as MONAI makes them, in milliseconds."""
-    labels = _batch(CUDA_SHAPES[shape], seed, device)[1]
-    num_classes = CUDA_SHAPES[shape][1]
+    labels = _batch(SHAPES[shape], seed, device)[1]
+    num_classes = SHAPES[shape][1]
     masks = torch.cat([labels == c for c in range(1, num_classes)], 1).float()
     theirs = their_maps()
 

@@ -43,7 +43,7 @@ def measure_maps(shape: str, backend: str, repeats: int, seed: int) -> dict[str,
     error = (ours("kervadec") - theirs(masks)).abs().max().item()
     if error > 1e-4:
         raise RuntimeError(f"distance: ours and MONAI's maps must agree before they are timed; they differ by {error}.")
-    times = in_turn(lambda: _milliseconds(ours), lambda: _milliseconds(lambda: theirs(masks)), repeats)
+    times = in_turn(lambda: _milliseconds(ours), lambda: _milliseconds(lambda: theirs(masks)), repeats=repeats)
     return {"what": "maps", "shape": shape, "backend": backend, "baseline": "MONAI compute_distance_map"} | _row(*times)
 
 
@@ -72,7 +72,7 @@ def measure_compounds(shape: str, repeats: int, seed: int) -> list[dict[str, Any
         "learned": (CompoundLoss(three, learnable=True), CompoundLoss(three), "ours, fixed weights"),
     }
     return [
-        {"what": what, "shape": shape, "baseline": name} | _row(*in_turn(step(ours), step(baseline), repeats))
+        {"what": what, "shape": shape, "baseline": name} | _row(*in_turn(step(ours), step(baseline), repeats=repeats))
         for what, (ours, baseline, name) in pairs.items()
     ]
 
@@ -88,7 +88,7 @@ def measure_epoch(dataset_dir: Path, repeats: int) -> dict[str, Any]:
     boundary = {"type": "boundary", "include_background": False}
     both = {"type": "compound", "components": [dice, boundary]}
     ours, baseline = _Epoch(dataset_dir, both, CONFIGS / "precomputed_maps.json"), _Epoch(dataset_dir, dice)
-    times = in_turn(lambda: _milliseconds(ours), lambda: _milliseconds(baseline), repeats)
+    times = in_turn(lambda: _milliseconds(ours), lambda: _milliseconds(baseline), repeats=repeats)
     return {"what": "epoch", "cases": ours.cases, "baseline": "ours, Dice alone"} | _row(*times)
 
 

@@ -50,6 +50,8 @@ def _speed(result: Mapping[str, Any]) -> Iterator[Contest]:
             yield from _sides(case, row["sides"])
         elif row["loss"] != "floor":
             yield Contest(case, row["ratio"]["median"], f"the time of {row['baseline']}")
+            if "compiled_ratio" in row:
+                yield Contest(case, row["compiled_ratio"]["median"], f"the time of {row['baseline']}, compiled")
     for row in result.get("maps", []):
         ratio = row["ours"]["median"] / row["MONAI compute_distance_map"]["median"]
         yield Contest(f"signed maps, {row['shape']}", ratio, "the time of MONAI compute_distance_map")

@@ -20,6 +20,7 @@ COLORS = {
     DICE_ALONE: "tab:cyan",
 }
 OURS, BASELINE, COMPILED = list(COLORS)[:3]
+CPU_SIDES = {OURS: "ours_ms", BASELINE: "baseline_ms", COMPILED: "compiled_ms"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def cases_of(result: Mapping[str, Any]) -> list[Case]:
         Case(
             row["shape"],
             row["loss"],
-            {OURS: row["ours_ms"]["both"]["median"], BASELINE: row["baseline_ms"]["both"]["median"]},
+            {name: row[side]["both"]["median"] for name, side in CPU_SIDES.items() if side in row},
             floors[row["shape"]],
         )
         for row in rows

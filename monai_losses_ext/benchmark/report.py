@@ -215,8 +215,8 @@ def _speed_table(result: dict[str, Any]) -> str:
         "",
         "![Times of the table below](../benchmarks/speed--cpu.png)",
         "",
-        "| shape | loss | baseline | ours, ms | baseline, ms | ours / baseline (p20 to p80) |",
-        "|---|---|---|---|---|---|",
+        "| shape | loss | baseline | ours, ms | baseline, ms | ours / baseline (p20 to p80) | compiled, ms | ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_speed_row, result["speed"])]) + "\n"
 
@@ -224,7 +224,11 @@ def _speed_table(result: dict[str, Any]) -> str:
 def _speed_row(row: dict[str, Any]) -> str:
     ours, theirs = row["ours_ms"]["both"]["median"], row["baseline_ms"]["both"]["median"]
     times = f"{ours:.0f} | {theirs:.0f} | {_spread(row['ratio'])}"
-    return f"| {row['shape']} | {row['loss']} | {row['baseline']} | {times} |"
+    if "compiled_ms" in row:
+        compiled = f"{row['compiled_ms']['both']['median']:.0f} | {row['compiled_ratio']['median']:.2f}"
+    else:
+        compiled = " | "
+    return f"| {row['shape']} | {row['loss']} | {row['baseline']} | {times} | {compiled} |"
 
 
 def _memory_table(result: dict[str, Any]) -> str:

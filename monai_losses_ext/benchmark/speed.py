@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,8 @@ def measure_speed_alone(loss: str, shape: str, repeats: int, seed: int, threads:
 def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, Any]:
     """Return the times of one case in milliseconds, and the ratios to the baseline, round by round.
 
+    The baseline is measured as it is and, where the machine has a compiler, compiled.
+
     Args:
         loss: a key of :func:`cases.loss_pairs`.
         shape: a key of :data:`cases.SHAPES`.
@@ -43,31 +46,46 @@ def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, A
     def time_once(function: LossFunction) -> tuple[float, float]:
         return _forward_and_backward(function, logits, labels)
 
-    ours, baseline = in_turn(lambda: time_once(pair.ours), lambda: time_once(pair.baseline), repeats)
-    return {
-        "loss": loss,
-        "shape": shape,
-        "baseline": pair.baseline_name,
-        "repeats": repeats,
-        "ours_ms": _summary(ours),
-        "baseline_ms": _summary(baseline),
-        "ratio": quantiles([sum(a) / sum(b) for a, b in zip(ours, baseline, strict=True)]),
-    }
+    row = {"loss": loss, "shape": shape, "baseline": pair.baseline_name, "repeats": repeats}
+    others = {"": pair.baseline}
+    compiled = None if loss == "floor" else _compiled(pair.baseline, logits, labels)
+    if compiled is not None:
+        others["compiled_"] = compiled
+    ours, *times = in_turn(
+        *(partial(time_once, function) for function in (pair.ours, *others.values())), repeats=repeats
+    )
+    row["ours_ms"] = _summary(ours)
+    for name, theirs in zip(others, times, strict=True):
+        row[f"{name or 'baseline_'}ms"] = _summary(theirs)
+        row[f"{name}ratio"] = quantiles([sum(a) / sum(b) for a, b in zip(ours, theirs, strict=True)])
+    return row
+
+
+def _compiled(function: LossFunction, logits: Tensor, labels: Tensor) -> LossFunction | None:
+    compiled: LossFunction = torch.compile(function)
+    try:
+        compiled(logits, labels)
+    except RuntimeError as error:
+        print(f"speed: not compiled: {(str(error).splitlines() or [''])[0]}", file=sys.stderr)
+        return None
+    return compiled
 
 
 Times = TypeVar("Times")
 
 
-def in_turn(ours: Callable[[], Times], baseline: Callable[[], Times], repeats: int) -> tuple[list[Times], list[Times]]:
-    """Call both in turn, in one process, and return what they measured.
+def in_turn(*sides: Callable[[], Times], repeats: int) -> list[list[Times]]:
+    """Call the sides in turn, in one process, and return what each measured.
 
     Rounds of the first seconds are not counted: fresh memory is slow until the system has handed it around once.
     """
+    for side in sides:
+        side()  # may compile
     warm = time.perf_counter() + WARM_UP_SECONDS
-    while ours() and baseline() and time.perf_counter() < warm:
+    while all(side() for side in sides) and time.perf_counter() < warm:
         pass
-    rounds = [(ours(), baseline()) for _ in range(repeats)]
-    return [a for a, _ in rounds], [b for _, b in rounds]
+    rounds = [[side() for side in sides] for _ in range(repeats)]
+    return [list(times) for times in zip(*rounds, strict=True)]
 
 
 def check_parity(pair: Pair, logits: Tensor, labels: Tensor) -> None:

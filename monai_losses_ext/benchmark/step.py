@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def measure_steps(task: str, device: str, repeats: int, seed: int) -> list[dict[
     for name, pair in _pairs(step.loss_config).items():
         num_classes = len(TASKS[task].labels)
         check_parity(pair, *make_batch((2, num_classes, *[PARITY_SIDE] * 3), seed))
-        times = in_turn(lambda pair=pair: step.time(pair.ours), lambda pair=pair: step.time(pair.baseline), repeats)  # type: ignore[misc]
+        times = in_turn(partial(step.time, pair.ours), partial(step.time, pair.baseline), repeats=repeats)
         sides = {
             side: _summary(side_times) for side, side_times in zip(("ours", pair.baseline_name), times, strict=True)
         }

@@ -53,7 +53,7 @@ def test_a_case_that_disagrees_is_not_timed(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_suite_for_a_gpu_on_a_cpu(monkeypatch):
-    monkeypatch.setitem(cuda.CUDA_SHAPES, "2x3x128^3", (2, 3, 16, 16, 16))
+    monkeypatch.setitem(cases.SHAPES, "2x3x128^3", (2, 3, 16, 16, 16))
     monkeypatch.setitem(cuda.COPIED_BYTES, "cpu", 2**16)
     monkeypatch.setattr(cuda, "PARITY_SIDE", 8)
     monkeypatch.setattr(torch, "compile", lambda function: function)  # a compiler of C++ takes half a minute
@@ -74,7 +74,7 @@ def test_the_suite_for_a_gpu_on_a_cpu(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_budget_of_memory_on_a_cpu(monkeypatch):
-    monkeypatch.setitem(cuda.CUDA_SHAPES, "1x118x128^3", (1, 7, 8, 8, 8))
+    monkeypatch.setitem(cases.SHAPES, "1x118x128^3", (1, 7, 8, 8, 8))
     row = cuda.measure_budget("dice_ce", "1x118x128^3", None, 0, "cpu")
     assert row["gib"] == pytest.approx((3 * 7 * 4 + 8) * 8**3 / 2**30)
     about = json.loads((ROOT / "docs" / "benchmarks" / "speed--cpu.json").read_text())["about"]
@@ -101,7 +101,7 @@ def test_a_loss_that_does_not_fit_is_a_result():
     [
         (["step", "--tasks", "Task04"], "--tasks: must be one of"),
         (["speed", "--losses", "dise"], "--losses on cpu: must be one of"),
-        (["speed", "--shapes", "1x118x128^3"], "--shapes on cpu: must be one of"),
+        (["speed", "--shapes", "1x118x256^3"], "--shapes: must be one of"),
         (["speed", "--device", "cuda", "--losses", "dice_focal_ce"], "--losses on cuda: must be one of"),
         pytest.param(
             ["speed", "--device", "cuda"],
