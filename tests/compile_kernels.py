@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile the Triton kernels for a GPU, down to its machine code, where there is none.
 
-The argument says which: ``sums``, ``steps`` (Dice + cross-entropy in the shapes that matter) or ``distance``.
+The argument says which: ``sums``, ``steps`` (Dice + cross-entropy in the shapes that
+matter, and many terms in those that need most registers) or ``distance``.
 
 The interpreter accepts Python that the compiler refuses. So the package's own functions are called with tensors that
 say they are on CUDA and hold nothing, and each kernel is compiled with the arguments that it gets, but not started.
@@ -40,6 +41,7 @@ SUMS = [
     (["pred_sq", "ref"], "none", 4, torch.float32, torch.int16, True, 0, False),
 ]
 DICE_CE = ["tp", "pred", "ref", "ce"]
+MANY = [*DICE_CE, "focal:2.0", "surface", "surface_min", "count"]
 STEPS = [
     (DICE_CE, "softmax", *case)
     for case in (
@@ -122,6 +124,8 @@ if __name__ == "__main__":
         if sys.argv[1] == "sums":
             compile_sums([(SHAPES[0], case) for case in SUMS] + [(SHAPES[1], SUMS[0]), (SHAPES[2], SUMS[3])])
         elif sys.argv[1] == "steps":
-            compile_sums([*((SHAPES[0], case) for case in STEPS), (ODD, STEPS[1])])
+            many = [(SHAPES[0], (MANY, "softmax", n, torch.float32, torch.int64, False, None, True)) for n in (14, 118)]
+            many += [(ODD, (*case[:-1], False)) for _, case in many]
+            compile_sums([*((SHAPES[0], case) for case in STEPS), (ODD, STEPS[1]), *many])
         else:
             compile_distance()

@@ -103,11 +103,11 @@ def _choose_cases(arguments: argparse.Namespace) -> bool:
     if arguments.suite == "memory":
         losses = tuple(loss for loss in losses if loss in loss_pairs() and loss != "floor")
         defaults = MEMORY_CASES[device]
-    skipped = {} if device == "cuda" or arguments.losses else CPU_LOSSES
-    arguments.losses = chosen = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
+    only = {} if device == "cuda" or arguments.losses else CPU_LOSSES
+    chosen = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
     arguments.shapes = _chosen("--shapes", arguments.shapes, SHAPES, defaults[1])
     arguments.cases = [
-        (loss, shape) for shape in arguments.shapes for loss in chosen if loss in skipped.get(shape, chosen)
+        (loss, shape) for shape in arguments.shapes for loss in chosen if loss in only.get(shape, chosen)
     ]
     return is_partial
 
@@ -150,8 +150,7 @@ def measure_on(device: str, arguments: argparse.Namespace, about: Result) -> Res
     rounds = (arguments.repeats, arguments.seed, device)
     if "2x3x128^3" in arguments.shapes:
         result["maps"].append(cuda.measure_maps("2x3x128^3", *rounds))
-    cases = [(loss, shape) for shape in arguments.shapes for loss in arguments.losses]
-    for loss, shape in tqdm(cases, desc=f"speed on {device}"):
+    for loss, shape in tqdm(arguments.cases, desc=f"speed on {device}"):
         result["speed"].append(cuda.measure_case(loss, shape, *rounds, bandwidth))
     return result
 

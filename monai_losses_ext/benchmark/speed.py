@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from monai_losses_ext.benchmark.alone import run_alone
 from monai_losses_ext.benchmark.cases import SHAPES, LossFunction, Pair, loss_pairs, make_batch
@@ -46,11 +47,15 @@ def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, A
     def time_once(function: LossFunction) -> tuple[float, float]:
         return _forward_and_backward(function, logits, labels)
 
-    row = {"loss": loss, "shape": shape, "baseline": pair.baseline_name, "repeats": repeats}
+    row: dict[str, Any] = {"loss": loss, "shape": shape, "baseline": pair.baseline_name, "repeats": repeats}
     others = {"": pair.baseline}
-    compiled = None if loss == "floor" else _compiled(pair.baseline, logits, labels)
-    if compiled is not None:
-        others["compiled_"] = compiled
+    if loss != "floor":
+        others["compiled_"] = torch.compile(pair.baseline)
+        try:
+            check_parity(Pair(pair.ours, others["compiled_"], f"{pair.baseline_name}, compiled"), logits, labels)
+        except TorchDynamoException as error:
+            row["not_compiled"] = str(error).strip().partition("\n")[0]
+            del others["compiled_"]
     ours, *times = in_turn(
         *(partial(time_once, function) for function in (pair.ours, *others.values())), repeats=repeats
     )
@@ -59,16 +64,6 @@ def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, A
         row[f"{name or 'baseline_'}ms"] = _summary(theirs)
         row[f"{name}ratio"] = quantiles([sum(a) / sum(b) for a, b in zip(ours, theirs, strict=True)])
     return row
-
-
-def _compiled(function: LossFunction, logits: Tensor, labels: Tensor) -> LossFunction | None:
-    compiled: LossFunction = torch.compile(function)
-    try:
-        compiled(logits, labels)
-    except RuntimeError as error:
-        print(f"speed: not compiled: {(str(error).splitlines() or [''])[0]}", file=sys.stderr)
-        return None
-    return compiled
 
 
 Times = TypeVar("Times")

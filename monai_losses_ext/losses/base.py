@@ -196,7 +196,7 @@ def label_and_distance(target: Target) -> tuple[Tensor, Tensor | None]:
     return target[LABEL], target.get(DISTANCE)
 
 
-def at_least_one(count: Tensor) -> Tensor:
+def divisor(count: Tensor) -> Tensor:
     """Return what a sum is divided by, 1 where nothing counts: the sum is 0 there, and stays it, its gradient too."""
     return count + (count == 0)
 

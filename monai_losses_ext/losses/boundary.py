@@ -14,7 +14,7 @@ from torch import Tensor
 
 from monai_losses_ext import _checks
 from monai_losses_ext.distance import signed_distance
-from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of, at_least_one
+from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of, divisor
 from monai_losses_ext.sums.terms import kept_voxels
 from monai_losses_ext.sums.voxel_sums import checked
 
@@ -162,7 +162,7 @@ class BoundaryLoss(VoxelLoss):
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
         values = self.without_background(sums["surface"] - sums["surface_min"])
         if self.normalize != "none":
-            values = values / at_least_one(self.without_background(sums["count"]))
+            values = values / divisor(self.without_background(sums["count"]))
         weights = self.per_counted_class("weight", self.class_weight, sums["count"].shape[1])
         if weights is not None:
             values = values * weights.to(values)

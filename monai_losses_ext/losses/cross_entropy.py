@@ -15,7 +15,7 @@ from monai_losses_ext.losses.base import (
     Target,
     VoxelLoss,
     activation_of,
-    at_least_one,
+    divisor,
     label_and_distance,
 )
 from monai_losses_ext.sums import terms as T  # noqa: N812
@@ -99,10 +99,10 @@ class CrossEntropyLoss(VoxelLoss):
         if self.reduction == "sum":
             return total
         if self.activation_for(num_channels) == "sigmoid":
-            return total / at_least_one(sums["count"].sum())
+            return total / divisor(sums["count"].sum())
         # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
         counts = _times(weight, sums["ref"]) if is_index else sums["count"][:, 0]
-        return total / at_least_one(counts.sum())
+        return total / divisor(counts.sum())
 
     def _weighed(self, parts: Sums, weight: Tensor | None, num_channels: int) -> Tensor:
         """Return the cross-entropy of each class, of sums or of voxels; ``weight`` has the axes of the parts."""

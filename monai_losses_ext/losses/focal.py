@@ -17,7 +17,7 @@ from monai_losses_ext.losses.base import (
     Sums,
     Target,
     VoxelLoss,
-    at_least_one,
+    divisor,
     label_and_distance,
     per_class,
 )
@@ -107,8 +107,8 @@ class FocalLoss(VoxelLoss):
         values = self._balanced(sums[self._positive], sums.get(self._negative))  # B C'
         count = self.without_background(sums["count"])
         if self.reduction == "mean":
-            return values.sum() / at_least_one(count.sum())
-        return (values / at_least_one(count)).sum()
+            return values.sum() / divisor(count.sum())
+        return (values / divisor(count)).sum()
 
     def _balanced(self, positive: Tensor, negative: Tensor | None) -> Tensor:
         """Weigh the two parts by alpha and the class weights; channels stand on axis 1, ``[B, C, ...]``."""

@@ -88,11 +88,12 @@ class FixedWeighting(Weighting):
 
     def combine(self, terms: Sequence[Tensor]) -> Tensor:
         """Return the weighted sum, in the terms' dtype."""
-        weights = self.weights.to(common_dtype(terms)).unbind()
+        dtype = common_dtype(terms)
+        weights = self.weights.to(torch.promote_types(dtype, torch.float32)).unbind()
         total = terms[0] * weights[0]
         for term, weight in zip(terms[1:], weights[1:], strict=True):
             total = total + term * weight
-        return total
+        return total.to(dtype)
 
 
 class SoftmaxWeighting(Weighting):

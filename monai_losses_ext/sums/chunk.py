@@ -18,7 +18,7 @@ from torch import Tensor
 
 from monai_losses_ext.sums import terms as T  # noqa: N812
 
-Grads = dict[str, Tensor]  # term -> derivative of the loss with respect to that sum, [C, 1]
+Grads = dict[str, Tensor]  # term -> derivative of the loss with respect to that sum, [S, C, 1]
 
 
 class Scratch:
@@ -46,7 +46,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some voxels of one sample, in the accumulation dtype, ``T`` tiles of ``N`` voxels.
+    """Some voxels of one sample, or some samples, in the accumulation dtype, ``T`` tiles of ``N`` voxels.
 
     Attributes:
         logits: ``[T, C, N]``, 0 where a voxel does not count.

@@ -134,7 +134,7 @@ def _chunks(
         for start in range(0, logits.shape[2], length):
             piece = slice(start, start + length)
             x, g = logits[samples, :, piece].flatten(2), target[samples, :, piece].flatten(2)
-            tiles = num_tiles if num_samples == 1 and x.shape[2] % num_tiles == 0 else 1
+            tiles = num_tiles if len(x) == 1 and x.shape[2] % num_tiles == 0 else 1
             kept = [T.kept_voxels(sample, activation, ignore_index) for sample in g]
             masks = [mask for mask in kept if mask is not None]
             dropped = _tiled(~torch.stack(masks).unsqueeze(1), tiles) if masks else None
@@ -153,10 +153,10 @@ def _chunks(
 def _chunk_size(logits: Tensor) -> tuple[int, int, int]:
     """Return the samples of a chunk, its length on the third axis, and the tiles of a sample in it.
 
-    On a CPU a chunk has a tile for each thread, or whole samples. Torch splits the outermost axis among its threads, so
-    whatever the operation, a thread meets the voxels that lie in its own core's cache. Without tiles it splits the
-    classes of ``[C, N]`` in one operation and the voxels in the next, and the volume moves from core to core, which
-    took up to three times as long on two virtual cores.
+    On a CPU a chunk has a tile for each thread, or as many whole samples for each. Torch splits the outermost axis
+    among its threads, so whatever the operation, a thread meets the voxels that lie in its own core's cache. Without
+    tiles it splits the classes of ``[C, N]`` in one operation and the voxels in the next, and the volume moves from
+    core to core, which took up to three times as long on two virtual cores.
     """
     num_samples, num_classes, num_slices, *rest = logits.shape
     per_voxel = max(1, num_classes * math.prod(rest))
@@ -165,10 +165,10 @@ def _chunk_size(logits: Tensor) -> tuple[int, int, int]:
     elements = CHUNK_ELEMENTS_ELSEWHERE
     if is_cpu:
         elements = min(num_tiles * TILE_ELEMENTS, max(MIN_CHUNK_ELEMENTS, logits.numel() // MIN_CHUNKS))
-    together = round(elements / max(1, per_voxel * num_slices))
-    if together > 1 and num_samples > 1:
-        num_chunks = -(-num_samples // together)
-        return -(-num_samples // num_chunks), max(1, num_slices), 1
+    # Rather half as large again than twice as many operations, but as many samples for each thread.
+    together = round(elements / max(1, per_voxel * num_slices)) // num_tiles * num_tiles
+    if together > 1 and num_samples >= num_tiles:
+        return min(together, num_samples // num_tiles * num_tiles), max(1, num_slices), num_tiles
     length = max(1, elements // per_voxel)
     if not rest and length > num_tiles:  # voxels, not slices, which would be many times a tile
         length -= length % num_tiles

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from monai_losses_ext.benchmark import __main__ as command
 from monai_losses_ext.benchmark import cases, cuda, report
@@ -51,6 +52,32 @@ def test_a_case_that_disagrees_is_not_timed(monkeypatch):
         speed.measure_speed("dice", "2x3x96^3", 1, 0)
 
 
+def test_a_machine_without_a_compiler_has_no_compiled_side(monkeypatch):
+    from monai_losses_ext.benchmark import speed
+
+    def refuse(*_):
+        raise TorchDynamoException("no C++ compiler found\nread the docs")
+
+    monkeypatch.setitem(cases.SHAPES, "2x3x96^3", (1, 3, 16, 16, 16))
+    monkeypatch.setattr(speed, "WARM_UP_SECONDS", 0)
+    monkeypatch.setattr(torch, "compile", lambda function: refuse)
+    row = speed.measure_speed("dice", "2x3x96^3", 2, 0)
+    assert row["not_compiled"] == "no C++ compiler found" and "compiled_ms" not in row
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x, y: 2 * function(x, y))
+    with pytest.raises(RuntimeError, match="ours and MONAI DiceLoss, compiled must agree"):
+        speed.measure_speed("dice", "2x3x96^3", 2, 0)
+
+
+def test_large_shapes_have_few_losses_on_a_cpu_unless_they_are_asked_for():
+    def chosen(*options):
+        arguments = command._parser().parse_args(["speed", "--device", "cpu", *options])
+        assert command._choose_cases(arguments) == bool(options)
+        return [loss for loss, shape in arguments.cases if shape == "1x118x128^3"]
+
+    assert chosen() == ["dice_ce", "floor"]
+    assert chosen("--losses", "focal") == ["focal"]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_suite_for_a_gpu_on_a_cpu(monkeypatch):
     monkeypatch.setitem(cases.SHAPES, "2x3x128^3", (2, 3, 16, 16, 16))
@@ -59,6 +86,7 @@ def test_the_suite_for_a_gpu_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)  # a compiler of C++ takes half a minute
     cases_asked_for = ["--losses", "dice_ce", "dice_focal_boundary", "--shapes", "2x3x128^3"]
     arguments = command._parser().parse_args(["speed", "--repeats", "2", *cases_asked_for])
+    arguments.cases = [(loss, "2x3x128^3") for loss in arguments.losses]
     result = command.measure_on("cpu", arguments, about_run("cpu", 2, 0))
     table = report.cuda_table(json.loads(json.dumps(result)))
     sides = [set(row["sides"]) for row in result["speed"]]

@@ -22,7 +22,9 @@ def test_the_page_names_every_losing_row_of_the_speed_table():
     page = (DOCS / "training" / "performance.md").read_text().partition("## Where we do not win")[2]
     rows = [row for row in committed("speed--cpu")["speed"] if row["loss"] != "floor"]
     named = [row for row in rows if f"- CPU, {row['loss']}, {row['shape']}: " in page]
-    assert named == [row for row in rows if max(row["ratio"]["median"], row["compiled_ratio"]["median"]) > 1]
+    assert named == [
+        row for row in rows if max(row[kind]["median"] for kind in ("ratio", "compiled_ratio") if kind in row) > 1
+    ]
 
 
 @pytest.mark.parametrize("index", [0, 9, 30])
@@ -50,12 +52,13 @@ def test_distance_maps_against_monais_and_steps_and_memory():
     step["step"] = step["step"][:1]
     ours, theirs = step["step"][0]["sides"].values()
     ours["loss_ms"]["median"], theirs["loss_ms"]["median"] = 3.0, 2.0
-    memory["memory"][1]["ours_copies"] = 2 * memory["memory"][1]["baseline_copies"]
+    row = memory["memory"][1]
+    row["ours_copies"] = 2 * row["baseline_copies"]
     lines = losing_list({"distance--cpu": distance, "step--cpu": step, "memory--cpu": memory}).splitlines()
     assert lines == [
         "- CPU, signed maps by edt, 2x3x96^3: 1.50 times the time of MONAI compute_distance_map",
         "- CPU, dice_ce in a step of msd_hippocampus_mri_segmentation: 1.50 times the time of MONAI DiceCELoss",
-        "- CPU, dice, 2x14x96^3: 2.00 times the memory of the baseline",
+        f"- CPU, {row['loss']}, {row['shape']}: 2.00 times the memory of the baseline",
     ]
 
 

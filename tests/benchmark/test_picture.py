@@ -28,7 +28,8 @@ def test_a_bar_for_each_time_and_a_floor_for_each_loss():
     assert found.keys() == floors.keys()
     for shape, floor in floors.items():
         of_shape = [row for row in rows if row["shape"] == shape and row["loss"] != "floor"]
-        times = [row[side]["both"]["median"] for row in of_shape for side in ("ours_ms", "baseline_ms", "compiled_ms")]
+        sides = ("ours_ms", "baseline_ms", "compiled_ms")
+        times = [row[side]["both"]["median"] for row in of_shape for side in sides if side in row]
         assert found[shape] == (times, [floor] * len(of_shape))
 
 

@@ -99,3 +99,23 @@ def test_weights_come_in_any_list(form):
 def test_what_is_no_list_is_one_line(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}\\.$"):
         CompoundLoss(*arguments)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(70000.0, 35000.0), (2e-8, 0.0), (0.3, 0.15)])
+def test_a_fixed_weight_is_not_rounded_to_half_precision(weight, expected):
+    class Half(nn.Module):
+        def forward(self, input, target):
+            return torch.tensor(0.5, dtype=torch.float16)
+
+    total = CompoundLoss([Half(), Half()], [weight, 0.0])(torch.zeros(1, 2, 4), torch.zeros(1, 4))
+    assert total.dtype == torch.float16 and total == torch.tensor(expected, dtype=torch.float16)
+
+
+def test_the_total_has_the_dtype_that_holds_all_terms():
+    class Double(nn.Module):
+        def forward(self, input, target):
+            return torch.tensor(1.0, dtype=torch.float64)
+
+    per_class = ours.DiceLoss(softmax=True, reduction="none")
+    total = CompoundLoss([per_class, Double()])(torch.zeros(1, 2, 4), torch.zeros(1, 4))
+    assert total.dtype == torch.float64 and total.shape == (1, 2, 1)

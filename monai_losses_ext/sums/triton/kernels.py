@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The two kernels: sums of a block of voxels, and its gradient.
+"""The kernels: sums over tiles of voxels, the total of these, and the gradient of a tile.
 
 Strides are in elements; ``x`` stands for the logits, ``t`` for the target, ``d`` for the distance map and ``o`` for the
 output, ``b``, ``c`` and ``v`` for sample, class and voxel. Offsets are 64 bits wide.
@@ -78,7 +78,7 @@ def load(
     return x, g, kept, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_steps"])
 def sums_kernel(
     logits,
     target,
@@ -170,7 +170,7 @@ def sums_kernel(
         tl.store(rows + row + classes, tl.sum(sums[i], 1), mask=classes < NUM_CLASSES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_samples", "num_rows", "num_terms", "num_classes"])
 def total_kernel(
     rows,
     sums,
@@ -194,7 +194,7 @@ def total_kernel(
     tl.store(sums + out, tl.sum(total, 0).to(tl.float32), mask=is_sum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_samples", "num_blocks"])
 def gradient_kernel(
     logits,
     target,
@@ -228,6 +228,7 @@ def gradient_kernel(
     C_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
     VEC: tl.constexpr,
+    FOLD: tl.constexpr,
 ):
     """Write dL/dlogits of a block of voxels; ``grad_sums`` is ``[NUM_TERMS, B, NUM_CLASSES]``."""
     program = tl.program_id(0)

@@ -18,7 +18,7 @@ from monai_losses_ext.sums.triton.kernels import gradient_kernel, sums_kernel, t
 # Before 3.4 an item of a tuple of constants cannot be read in a kernel.
 OLDEST, VERSION = (3, 4), tuple(map(int, triton.__version__.split(".")[:2]))
 # Of the sums' kernel, by size: enough programs to keep a GPU busy, of which each adds up many tiles.
-PROGRAMS, MOST_TILES = 1024, 16
+PROGRAMS, MOST_TILES = 1024, 64
 ROWS, SUMS = 64, 32  # that one program of the last kernel adds up at once
 
 
@@ -39,13 +39,8 @@ def forward(
     sums = x.new_empty((len(terms), num_samples, num_classes), dtype=torch.float32)
     if rows.numel() == 0:
         return sums.zero_()
-    # Voxels in a row are one thread's where they can be read at once, which Triton takes for granted only of addresses
-    # that are multiples of 16 elements.
-    fold = options["VEC"] if x.stride(1) % 16 == 0 else 1
     with torch.cuda.device_of(x):
-        sums_kernel[(num_samples * num_rows,)](
-            *volumes, rows, num_rows=num_rows, num_steps=num_steps, FOLD=fold, **options
-        )
+        sums_kernel[(num_samples * num_rows,)](*volumes, rows, num_rows=num_rows, num_steps=num_steps, **options)
         total_kernel[(num_samples, triton.cdiv(len(terms) * num_classes, SUMS))](
             rows, sums, num_samples, num_rows, len(terms), num_classes, ROWS, SUMS
         )
@@ -65,7 +60,7 @@ def backward(
     grad = torch.empty_like(logits)
     x, out = logits.flatten(2), grad.flatten(2)
     volumes, options, num_blocks = _launch(x, target, distance, terms, activation, ignore_index)
-    grad_sums = grad_sums.to(torch.float32, memory_format=torch.contiguous_format)
+    grad_sums = grad_sums.to(torch.float32).contiguous()
     if out.numel():
         strides = dict(zip(("o_b", "o_c", "o_v"), out.stride(), strict=True))
         with torch.cuda.device_of(x):
@@ -115,6 +110,11 @@ def _launch(
     phi = distance.flatten(2) if has_distance and distance is not None else x
     c_pad = triton.next_power_of_2(num_classes)
     block, vec, num_warps = tile(c_pad)
+    # A thread's voxels lie in a row where it can read them at once, which Triton takes for granted only where every
+    # class starts at a multiple of 16 elements. Otherwise a tile is shorter, so that a thread has as many sums to keep.
+    is_row = x.stride(2) == 1
+    fold = vec if is_row and x.stride(1) % 16 == 0 else 1
+    block = block * fold // vec
     strides = {
         f"{name}_{axis}": n
         for name, v in zip("xtd", (x, g, phi), strict=True)
@@ -134,7 +134,8 @@ def _launch(
         "IGNORE_INDEX": ignore_index or 0,
         "C_PAD": c_pad,
         "BLOCK": block,
-        "VEC": vec if x.stride(2) == 1 else 1,
+        "VEC": vec if is_row else 1,
+        "FOLD": fold,
         "num_warps": num_warps,
     }
     return [x, g, phi], options, triton.cdiv(num_voxels, block)
