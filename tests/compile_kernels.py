@@ -52,7 +52,7 @@ STEPS = [
         (118, torch.float32, torch.int64, False, None, False),
     )
 ]
-# Samples and space. A number that is 1 is compiled in: one voxel, as the first trial on a machine has, and one block.
+# Samples and space. A number that is 1 is compiled in: one voxel, as the first trial on a machine has.
 SHAPES = [(2, 32, 30, 28), (1, 1, 1, 1), (1, 5, 4, 3)]
 ODD = (2, 97, 95, 99)  # no row of voxels begins where a read of several of them may
 # spatial shape, classes, labels, whether they are masks

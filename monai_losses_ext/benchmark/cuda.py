@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 import monai_losses_ext as ours
 from monai_losses_ext.benchmark.cases import PARITY_SIDE, SHAPES, Pair, loss_pairs, make_batch, their_maps
-from monai_losses_ext.benchmark.speed import check_parity, quantiles
+from monai_losses_ext.benchmark.speed import check_parity, first_line, quantiles
 from monai_losses_ext.distance import signed_distance
 
 CUDA_LOSSES = ("dice", "tversky", "cross_entropy", "focal", "dice_ce", "dice_focal", "dice_focal_boundary")
@@ -138,6 +139,8 @@ def _measure_side(function: Callable[..., Tensor], logits: Tensor, target: Any, 
         return _times_and_peak(function, logits, target, repeats)
     except torch.cuda.OutOfMemoryError:
         return {"error": "out of memory"}
+    except TorchDynamoException as error:
+        return {"error": f"not compiled: {first_line(error)}"}
     finally:
         logits.grad = None
         torch.compiler.reset()

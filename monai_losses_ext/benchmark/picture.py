@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 DICE_ALONE = "ours, Dice alone"  # what a compound with a boundary term is measured beside
 COLORS = {
@@ -91,6 +92,7 @@ def _draw_panel(axes: Axes, shape: str, cases: list[Case]) -> None:
         axes.vlines(case.floor, j - 0.5, j + 0.5, colors="black", linewidth=1.2, label="floor")
     ends = [case.floor for case in cases] + [ms for case in cases for ms in case.sides.values() if ms is not None]
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels overlap
     axes.set_xlim(0.5 * min(ends), 1.7 * max(ends))
     axes.set_yticks(range(len(cases)), [case.loss for case in cases])
     axes.set_ylim(len(cases) - 0.5, -0.5)
@@ -102,4 +104,4 @@ def _draw_panel(axes: Axes, shape: str, cases: list[Case]) -> None:
 
 def save_speed(result: Mapping[str, Any], path: Path) -> None:
     """Write the picture; the same result and the same Matplotlib give the same bytes."""
-    draw_speed(result).savefig(path, dpi=90, metadata={"Software": None})
+    draw_speed(result).savefig(path, dpi=72, metadata={"Software": None})

@@ -227,7 +227,7 @@ def _speed_row(row: dict[str, Any]) -> str:
     if "compiled_ms" in row:
         compiled = f"{row['compiled_ms']['both']['median']:.0f} | {row['compiled_ratio']['median']:.2f}"
     else:
-        compiled = " | "
+        compiled = f"{'not compiled' if 'not_compiled' in row else ''} | "
     return f"| {row['shape']} | {row['loss']} | {row['baseline']} | {times} | {compiled} |"
 
 

@@ -54,7 +54,7 @@ def measure_speed(loss: str, shape: str, repeats: int, seed: int) -> dict[str, A
         try:
             check_parity(Pair(pair.ours, others["compiled_"], f"{pair.baseline_name}, compiled"), logits, labels)
         except TorchDynamoException as error:
-            row["not_compiled"] = str(error).strip().partition("\n")[0]
+            row["not_compiled"] = first_line(error)
             del others["compiled_"]
     ours, *times = in_turn(
         *(partial(time_once, function) for function in (pair.ours, *others.values())), repeats=repeats
@@ -111,6 +111,11 @@ def _summary(times: list[tuple[float, float]]) -> dict[str, dict[str, float]]:
     forward, backward = zip(*times, strict=True)
     both = [sum(pair) for pair in times]
     return {"forward": quantiles(forward), "backward": quantiles(backward), "both": quantiles(both)}
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().partition("\n")[0]
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

@@ -89,11 +89,9 @@ class FixedWeighting(Weighting):
     def combine(self, terms: Sequence[Tensor]) -> Tensor:
         """Return the weighted sum, in the terms' dtype."""
         dtype = common_dtype(terms)
-        weights = self.weights.to(torch.promote_types(dtype, torch.float32)).unbind()
-        total = terms[0] * weights[0]
-        for term, weight in zip(terms[1:], weights[1:], strict=True):
-            total = total + term * weight
-        return total.to(dtype)
+        weights = self.weights.to(torch.promote_types(dtype, torch.float32))
+        weighed = [term.to(weights.dtype) * weight for term, weight in zip(terms, weights, strict=True)]
+        return functools.reduce(torch.add, weighed).to(dtype)
 
 
 class SoftmaxWeighting(Weighting):

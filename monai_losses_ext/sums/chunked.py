@@ -34,6 +34,7 @@ CHUNK_ELEMENTS_ELSEWHERE = 2**24
 # A chunk has four buffers of its size, up to eight for focal on soft labels. On a CPU a small batch is cut finer, so
 # that they stay small beside it, but not so fine that to call an operation takes longer than its arithmetic.
 MIN_CHUNKS, MIN_CHUNK_ELEMENTS = 20, 2**18
+THREAD_ELEMENTS = 2**15  # fewer are not worth a thread, to torch
 
 
 def forward(
@@ -153,7 +154,7 @@ def _chunks(
 def _chunk_size(logits: Tensor) -> tuple[int, int, int]:
     """Return the samples of a chunk, its length on the third axis, and the tiles of a sample in it.
 
-    On a CPU a chunk has a tile for each thread, or as many whole samples for each. Torch splits the outermost axis
+    On a CPU a chunk has a tile for each thread, or whole samples. Torch splits the outermost axis
     among its threads, so whatever the operation, a thread meets the voxels that lie in its own core's cache. Without
     tiles it splits the classes of ``[C, N]`` in one operation and the voxels in the next, and the volume moves from
     core to core, which took up to three times as long on two virtual cores.
@@ -165,10 +166,14 @@ def _chunk_size(logits: Tensor) -> tuple[int, int, int]:
     elements = CHUNK_ELEMENTS_ELSEWHERE
     if is_cpu:
         elements = min(num_tiles * TILE_ELEMENTS, max(MIN_CHUNK_ELEMENTS, logits.numel() // MIN_CHUNKS))
-    # Rather half as large again than twice as many operations, but as many samples for each thread.
-    together = round(elements / max(1, per_voxel * num_slices)) // num_tiles * num_tiles
-    if together > 1 and num_samples >= num_tiles:
-        return min(together, num_samples // num_tiles * num_tiles), max(1, num_slices), num_tiles
+    sample = max(1, per_voxel * num_slices)
+    together = round(elements / sample)  # rather half as large again than twice as many operations
+    if together >= num_tiles:
+        together -= together % num_tiles
+    elif sample >= num_tiles * THREAD_ELEMENTS:
+        together = 1  # a sample alone keeps all threads busy
+    if min(together, num_samples) > 1:
+        return min(together, num_samples), max(1, num_slices), num_tiles
     length = max(1, elements // per_voxel)
     if not rest and length > num_tiles:  # voxels, not slices, which would be many times a tile
         length -= length % num_tiles

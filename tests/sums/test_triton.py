@@ -117,7 +117,8 @@ def test_voxels_that_a_thread_reads_at_once(activation, kind, ignore):
     agree(x, target, phi, activation, ignore)
     dense = target.view(2, -1, 4, 4, 5).to(DEVICE)
     wide = torch.zeros(2, 3, 96)[..., :80].copy_(x.flatten(2)).to(DEVICE)
-    for logits, fold in ((x.to(DEVICE).flatten(2), 2), (wide, 2), (wide[..., :75], 2), (wide[..., ::2], 1)):
+    odd = torch.zeros(2, 3, 81, device=DEVICE)[..., :80]
+    for logits, fold in ((x.to(DEVICE).flatten(2), 2), (wide, 2), (wide[..., :75], 2), (wide[..., ::2], 1), (odd, 1)):
         options = launch._launch(logits, dense, None, ["tp"], activation, ignore)[1]
         assert options["FOLD"] == fold and options["BLOCK"] == 8 * fold
     agree(wide[..., :75], target.flatten(-3)[..., :75], phi.flatten(2)[..., :75], activation, ignore)

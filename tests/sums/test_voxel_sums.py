@@ -56,6 +56,24 @@ def test_several_samples_in_a_chunk_equal_the_definition(monkeypatch, activation
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("threads", "shape", "samples"),
+    [
+        (2, (2, 3, 32, 48, 32), 2),
+        (2, (9, 3, 32, 48, 32), 2),
+        (4, (2, 3, 32, 48, 32), 1),  # a sample is enough for four threads
+        (64, (32, 2, 64, 64), 32),  # 64 threads have little to do with all of them
+        (8, (40, 2, 512, 512), 1),
+        (2, (2, 3, 96, 96, 96), 1),
+        (2, (0, 3, 8, 8), 1),
+        (2, (3, 2, 0, 8), 3),
+    ],
+)
+def test_as_many_samples_in_a_chunk_as_keep_the_threads_busy(monkeypatch, threads, shape, samples):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert chunked._chunk_size(torch.empty(1).expand(shape))[0] == samples
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("kind", ["index", "soft"])

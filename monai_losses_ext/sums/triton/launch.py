@@ -75,8 +75,8 @@ def tile(c_pad: int) -> tuple[int, int, int]:
     """Return the voxels of a tile, how many of them in a row are one thread's, and the warps that share it.
 
     Up to 16 classes, a thread has all classes of its voxels, and a softmax needs no other thread. With more, a thread
-    has 32 logits. Chosen by the machine code for sm_90, its instructions for a logit and its registers, and not by
-    time: no GPU was at hand. ``tests/compile_kernels.py`` prints both.
+    has up to 32 logits. Chosen by the machine code for sm_90, its instructions for a logit and its registers, and not
+    by time: no GPU was at hand. ``tests/compile_kernels.py`` prints both.
     """
     if c_pad <= 16:
         vec = 4 if c_pad <= 4 else 2
