@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from monai_losses_ext import bundlekit
-from monai_losses_ext._checks import why_unwritable
 from monai_losses_ext.data.check import check_dataset
 from monai_losses_ext.data.download import download
 from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.data.tasks import TASKS, get_task
+from monai_losses_ext.files import why_unwritable
 from monai_losses_ext.quickstart import CASES, EPOCHS, quickstart
 
 

@@ -21,10 +21,12 @@ from monai.bundle import ConfigWorkflow
 from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
-from monai_losses_ext._checks import Limits, check_arguments, fail, nearest, why_unwritable
+from monai_losses_ext.arguments import Limits, check_arguments
 from monai_losses_ext.data.dataset import read_cases, split_cases
 from monai_losses_ext.data.rows import Count, NotNegative, Number, Share
 from monai_losses_ext.data.tasks import check_patch
+from monai_losses_ext.errors import fail, nearest
+from monai_losses_ext.files import why_unwritable
 from monai_losses_ext.losses.base import DISTANCE, LABEL
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.factory import get_loss

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-from monai_losses_ext._checks import Limits, fail, number, one_of
+from monai_losses_ext.arguments import Limits, number
+from monai_losses_ext.errors import fail, one_of
 
 METRICS = ("dice", "nsd", "hd95")
 ALL = "all"  # what the mean of all classes is called where the classes have their names

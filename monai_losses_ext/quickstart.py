@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from monai_losses_ext._checks import Limits, number
+from monai_losses_ext.arguments import Limits, number
 from monai_losses_ext.data.phantoms import make_phantoms, phantom_origin, phantom_recipe
 from monai_losses_ext.data.tasks import get_task
 

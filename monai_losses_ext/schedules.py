@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 
-Weight = Annotated[float, _checks.Limits(minimum=0)]
-Share = Annotated[float, _checks.Limits(minimum=0, maximum=1)]
-Step = Annotated[float, _checks.Limits(above=0, maximum=1)]
-Epochs = Annotated[int, _checks.Limits(minimum=1)]
+Weight = Annotated[float, arguments.Limits(minimum=0)]
+Share = Annotated[float, arguments.Limits(minimum=0, maximum=1)]
+Step = Annotated[float, arguments.Limits(above=0, maximum=1)]
+Epochs = Annotated[int, arguments.Limits(minimum=1)]
 
 Weights = dict[str, float]
 Schedule = Callable[[int], Weights]  # epoch, from 1 -> name of a component -> weight
@@ -22,19 +22,19 @@ Schedule = Callable[[int], Weights]  # epoch, from 1 -> name of a component -> w
 
 def constant(component: str, value: Weight) -> Schedule:
     """Keep a component at one weight."""
-    _checks.check_arguments(constant, locals())
+    arguments.check_arguments(constant, locals())
     return lambda epoch: {component: value}
 
 
 def linear(component: str, start: Weight, end: Weight, epochs: Epochs) -> Schedule:
     """Move a component's weight from ``start`` in the first epoch to ``end`` in epoch ``epochs``, and keep it there."""
-    _checks.check_arguments(linear, locals())
+    arguments.check_arguments(linear, locals())
     return lambda epoch: {component: start + (end - start) * _progress(epoch, epochs)}
 
 
 def cosine(component: str, start: Weight, end: Weight, epochs: Epochs) -> Schedule:
     """As :func:`linear`, but along half a wave: slowly at both ends."""
-    _checks.check_arguments(cosine, locals())
+    arguments.check_arguments(cosine, locals())
     return lambda epoch: {component: end + (start - end) * (1 + math.cos(math.pi * _progress(epoch, epochs))) / 2}
 
 
@@ -52,17 +52,17 @@ def rebalance(
         step: what moves in an epoch.
         floor: what the regions keep.
     """
-    _checks.check_arguments(rebalance, {"component": component, "step": step, "floor": floor})
+    arguments.check_arguments(rebalance, {"component": component, "step": step, "floor": floor})
     names = [regions] if isinstance(regions, str) else regions
     if not isinstance(names, (Sequence, Mapping)) or not all(isinstance(name, str) for name in names):
         rule = "must be a loss's name, a list of names, or a dictionary of names and their shares"
-        raise _checks.fail("regions", rule, regions)
+        raise errors.fail("regions", rule, regions)
     given = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
-    shares = [_checks.number(f"regions: {name}", given[name], _checks.Limits(minimum=0)) for name in names]
+    shares = [arguments.number(f"regions: {name}", given[name], arguments.Limits(minimum=0)) for name in names]
     if sum(shares) == 0:
-        raise _checks.fail("regions", "must name at least one loss, with a share above 0", regions)
+        raise errors.fail("regions", "must name at least one loss, with a share above 0", regions)
     if len({*names, component}) <= len(names):
-        raise _checks.fail("regions", f"must differ from each other and from {component!r}", regions)
+        raise errors.fail("regions", f"must differ from each other and from {component!r}", regions)
 
     def weights(epoch: int) -> Weights:
         region = max(floor, 1 - step * epoch)
@@ -88,17 +88,17 @@ def get_schedule(config: Mapping[str, Any]) -> Schedule:
         ValueError: one line, for what is no dictionary, an unknown type or argument, a missing one, or a wrong value.
     """
     if not isinstance(config, Mapping):
-        raise _checks.fail("schedule", "must be a dictionary with a type", config)
+        raise errors.fail("schedule", "must be a dictionary with a type", config)
     arguments = dict(config)
-    kind = _checks.one_of("schedule: type", arguments.pop("type", None), SCHEDULES)
+    kind = errors.one_of("schedule: type", arguments.pop("type", None), SCHEDULES)
     parameters = inspect.signature(SCHEDULES[kind]).parameters
     for key in arguments:
-        _checks.one_of(f"schedule: {kind}: key", key, parameters)
+        errors.one_of(f"schedule: {kind}: key", key, parameters)
     required = [key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     missing = [key for key in required if key not in arguments]
     if missing:
         rule, hint = f"takes {', '.join(parameters)}", f" Missing: {', '.join(missing)}."
-        raise _checks.fail(f"schedule: {kind}", rule, list(arguments), hint)
+        raise errors.fail(f"schedule: {kind}", rule, list(arguments), hint)
     try:
         return SCHEDULES[kind](**arguments)
     except ValueError as error:
@@ -114,7 +114,7 @@ def get_schedules(configs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> l
     if isinstance(configs, Mapping):
         return [get_schedule(configs)]
     if not isinstance(configs, Sequence) or isinstance(configs, str):
-        raise _checks.fail("schedules", "must be a dictionary with a type, or a list of them", configs)
+        raise errors.fail("schedules", "must be a dictionary with a type, or a list of them", configs)
     return [get_schedule(config) for config in configs]
 
 
@@ -128,7 +128,7 @@ def weights_at(schedules: Sequence[Schedule], epoch: int) -> Weights:
     for schedule in schedules:
         for name, weight in schedule(epoch).items():
             if name in weights:
-                raise _checks.fail("schedules", "must not set one component twice", name)
+                raise errors.fail("schedules", "must not set one component twice", name)
             weights[name] = weight
     return weights
 

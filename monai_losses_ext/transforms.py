@@ -15,7 +15,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import errors
+from monai_losses_ext.arguments import Limits, check_arguments
 from monai_losses_ext.distance import signed_distance
 from monai_losses_ext.losses.base import DISTANCE, LABEL, Positive
 from monai_losses_ext.losses.boundary import spacing_of
@@ -55,7 +56,7 @@ class SignedDistanceMapd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        num_classes: Annotated[int, _checks.Limits(minimum=1)] | None = None,
+        num_classes: Annotated[int, Limits(minimum=1)] | None = None,
         names: str | Sequence[str] | None = None,
         dtype: Literal["float32", "float16"] = "float32",
         absent: Literal["far", "zero"] = "far",
@@ -65,12 +66,12 @@ class SignedDistanceMapd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "keys", "names", "__class__")}
-        _checks.check_arguments(SignedDistanceMapd.__init__, arguments)
+        check_arguments(SignedDistanceMapd.__init__, arguments)
         super().__init__(keys, allow_missing_keys)
         default = [DISTANCE] if len(self.keys) == 1 else [f"{key}_{DISTANCE}" for key in self.keys]
         self.names = default if names is None else [names] if isinstance(names, str) else list(names)
         if len(self.names) != len(self.keys):
-            raise _checks.fail("names", f"must hold one name per key ({len(self.keys)})", self.names)
+            raise errors.fail("names", f"must hold one name per key ({len(self.keys)})", self.names)
         self.num_classes = num_classes
         self.dtype = DTYPES[dtype]
         self.absent = absent
@@ -85,7 +86,7 @@ class SignedDistanceMapd(MapTransform):
             label = torch.as_tensor(case[key]) if isinstance(case[key], np.ndarray) else case[key]
             if not isinstance(label, Tensor):
                 rule = "must be a tensor or an array (LoadImaged makes one of a path)"
-                raise _checks.fail(f"SignedDistanceMapd: {key!r}", rule, label)
+                raise errors.fail(f"SignedDistanceMapd: {key!r}", rule, label)
             spacing = self.spacing if self.spacing is not None else spacing_of(label, label.ndim - 1)
             if spacing is None:
                 warnings.warn(

@@ -24,7 +24,8 @@ ROOMS = [
     {"transforms", "data", "metrics", "schedules"},
     {"losses"},
     {"sums", "distance"},
-    {"_checks", "_fallback"},
+    {"arguments"},
+    {"errors", "files", "_fallback"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ROOT = PACKAGE / "__init__.py"
@@ -67,7 +68,7 @@ def test_every_module_has_a_level():
     ("line", "names"),
     [
         ("from ..cli import main", ["monai_losses_ext.cli.main"]),
-        ("from .. import cli, _checks", ["monai_losses_ext.cli", "monai_losses_ext._checks"]),
+        ("from .. import cli, errors", ["monai_losses_ext.cli", "monai_losses_ext.errors"]),
         ("from . import dice", ["monai_losses_ext.losses.dice"]),
         ("from .dice import DiceLoss", ["monai_losses_ext.losses.dice.DiceLoss"]),
         ("from monai_losses_ext import cli", ["monai_losses_ext.cli"]),

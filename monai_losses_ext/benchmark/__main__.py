@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from monai_losses_ext import _checks
+from monai_losses_ext import errors, files
 from monai_losses_ext.benchmark import cuda
 from monai_losses_ext.benchmark.about import about_run
 from monai_losses_ext.benchmark.cases import CPU_LOSSES, SHAPES, loss_pairs
@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> Path:
     """Run a suite and return the file with what it measured; whatever can be wrong is found before it measures."""
     suite = SUITES[arguments.suite]
     devices = suite.devices or (bundles_device(),)
-    arguments.device = _checks.one_of(f"{arguments.suite}: --device", arguments.device or devices[0], devices)
+    arguments.device = errors.one_of(f"{arguments.suite}: --device", arguments.device or devices[0], devices)
     is_partial = suite.choose(arguments)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device cuda: this torch sees no GPU.")
@@ -80,11 +80,11 @@ def _output(arguments: argparse.Namespace, default: str, is_partial: bool) -> Pa
         rule = f"must be given where not all is measured ({part}), since docs/benchmarks/{default} holds all"
         raise ValueError(f"--out: {rule}.")
     out: Path = arguments.out or Path("docs/benchmarks") / default
-    reason = _checks.why_unwritable(out.parent)
+    reason = files.why_unwritable(out.parent)
     if reason is None and out.exists() and (out.is_dir() or not os.access(out, os.W_OK)):
         reason = "is a folder" if out.is_dir() else "is read-only"
     if reason is not None:
-        raise _checks.fail("--out", f"must be a file that can be written to ({reason})", str(out))
+        raise errors.fail("--out", f"must be a file that can be written to ({reason})", str(out))
     return out
 
 
@@ -92,7 +92,7 @@ def _chosen(
     option: str, values: Sequence[str] | None, known: Collection[str], default: Collection[str] = ()
 ) -> list[str]:
     """Return what was asked for, of what the suite knows, or the default, or all."""
-    return [_checks.one_of(option, value, known) for value in values or default or known]
+    return [errors.one_of(option, value, known) for value in values or default or known]
 
 
 def _choose_cases(arguments: argparse.Namespace) -> bool:

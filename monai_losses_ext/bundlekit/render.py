@@ -19,8 +19,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from monai_losses_ext._checks import fail
 from monai_losses_ext.data.tasks import TASKS, Task
+from monai_losses_ext.errors import fail
 
 TEMPLATE = Path(__file__).with_name("template")
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"  # in the project's checkout, the one place with bundles

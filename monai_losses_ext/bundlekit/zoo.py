@@ -19,8 +19,8 @@ from monai.bundle import ConfigParser, verify_net_in_out
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
-from monai_losses_ext._checks import nearest
 from monai_losses_ext.data.tasks import stride_product
+from monai_losses_ext.errors import nearest
 
 SCHEMA = Path(__file__).with_name("metadata.schema.json")
 # The config files of each workflow, in the order in which they are merged.

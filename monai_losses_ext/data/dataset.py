@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from monai_losses_ext._checks import Limits, fail, number
+from monai_losses_ext.arguments import Limits, number
 from monai_losses_ext.data.tasks import TASKS
+from monai_losses_ext.errors import fail
 
 Case = dict[str, str]
 

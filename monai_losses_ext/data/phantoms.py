@@ -28,10 +28,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from monai_losses_ext._checks import Limits, fail, number
+from monai_losses_ext.arguments import Limits, number
 from monai_losses_ext.data.canvas import Canvas
 from monai_losses_ext.data.shapes import Array, rotation, smooth_field, voxel_grid
 from monai_losses_ext.data.tasks import Task, get_task
+from monai_losses_ext.errors import fail
 
 BIAS_SCALE_MM = 40.0  # coil shading varies slowly
 STORED_AS = ("RAS", "LPS", "LAS")  # axis orders that scanners write

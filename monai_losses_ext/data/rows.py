@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
-from monai_losses_ext._checks import Limits, check_arguments, fail, nearest, one_of
+from monai_losses_ext.arguments import Limits, check_arguments
+from monai_losses_ext.errors import fail, nearest, one_of
 
 Count = Annotated[int, Limits(minimum=1)]
 Number = Annotated[int, Limits(minimum=0)]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai_losses_ext._checks import fail, one_of
 from monai_losses_ext.data.rows import (
     Count,
     NotNegative,
@@ -27,6 +26,7 @@ from monai_losses_ext.data.rows import (
     check_object,
     check_phantom,
 )
+from monai_losses_ext.errors import fail, one_of
 from monai_losses_ext.losses.factory import get_loss
 
 TASKS_FILE = Path(__file__).with_name("tasks.json")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from monai_losses_ext import _checks, _fallback
+from monai_losses_ext import _fallback, errors
 
 BACKENDS = ("auto", "edt", "scipy", "triton")
 
@@ -31,7 +31,7 @@ def resolve(backend: str, device: torch.device) -> str:
     Raises:
         ValueError: for an unknown backend, or one that is not installed.
     """
-    _checks.one_of("distance backend", backend, BACKENDS)
+    errors.one_of("distance backend", backend, BACKENDS)
     if backend == "auto" and device.type == "cuda" and _installed("triton") and _triton_works():
         return "triton"
     if backend == "auto":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.distance.euclidean import Array, distance_to_mask, distance_to_other_labels, resolve
 
 CONVENTIONS = ("signed", "kervadec")
@@ -26,7 +26,7 @@ Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | None
 
 def signed_distance(
     target: Tensor,
-    num_classes: Annotated[int, _checks.Limits(minimum=1)] | None = None,
+    num_classes: Annotated[int, arguments.Limits(minimum=1)] | None = None,
     spacing: Spacing = None,
     absent: str = "far",
     convention: str = "signed",
@@ -64,14 +64,14 @@ def signed_distance(
         >>> signed_distance(torch.tensor([[[0, 0, 1, 1]]]), num_classes=2, spacing=0.5)[0, 1].tolist()
         [1.0, 0.5, -0.5, -1.0]
     """
-    _checks.check_arguments(signed_distance, {"target": target, "num_classes": num_classes})
-    _checks.one_of("absent", absent, ABSENT)
-    _checks.one_of("convention", convention, CONVENTIONS)
+    arguments.check_arguments(signed_distance, {"target": target, "num_classes": num_classes})
+    errors.one_of("absent", absent, ABSENT)
+    errors.one_of("convention", convention, CONVENTIONS)
     target = target.as_subclass(Tensor).detach()
     if not 3 <= target.ndim <= 5:
-        raise _checks.ShapeError(f"target: must be [B, C, *S] with 1 to 3 spatial axes; got {list(target.shape)}.")
+        raise errors.ShapeError(f"target: must be [B, C, *S] with 1 to 3 spatial axes; got {list(target.shape)}.")
     if num_classes is not None and target.shape[1] != 1:
-        raise _checks.ShapeError(f"target: index labels must be [B, 1, *S]; got {list(target.shape)}.")
+        raise errors.ShapeError(f"target: index labels must be [B, 1, *S]; got {list(target.shape)}.")
     spacings = spacing_per_sample(spacing, target.shape[0], target.ndim - 2)
     channels = target.shape[1] if num_classes is None else num_classes
     classes = range(0 if include_background or channels == 1 else 1, channels)
@@ -141,7 +141,7 @@ def _classes(labels: Tensor, num_classes: int) -> Array:
     """Return the labels as a small integer type, with one more class for all values that are no class."""
     if labels.is_floating_point() and (broken := labels != labels.round()).any():
         rule = "index labels must be whole numbers"
-        raise _checks.fail("target", rule, labels[broken][0].item(), _INTERPOLATED)
+        raise errors.fail("target", rule, labels[broken][0].item(), _INTERPOLATED)
     labels = labels.long()  # torch has no arithmetic for uint16, and 255 is no int8
     is_class = (labels >= 0) & (labels < num_classes)
     dtype = torch.uint8 if num_classes < 255 else torch.int32
@@ -159,9 +159,9 @@ def spacing_per_sample(spacing: Spacing, num_samples: int, num_axes: int) -> lis
     try:
         mm = torch.as_tensor(1.0 if spacing is None else spacing, dtype=torch.float64).cpu()
     except (TypeError, ValueError):  # a text, or lists of different lengths
-        raise _checks.fail("spacing", rule, spacing) from None
+        raise errors.fail("spacing", rule, spacing) from None
     shapes = ((), (num_axes,), (num_samples, num_axes))
     if mm.shape not in shapes or not ((mm > 0) & mm.isfinite()).all():
-        raise _checks.fail("spacing", rule, mm.tolist())
+        raise errors.fail("spacing", rule, mm.tolist())
     values: list[list[float]] = mm.expand(num_samples, num_axes).tolist()
     return values

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import errors
 
 # Voxels of a line, and lines, that one program has; reasoned rather than measured: 2048 minima in registers, 16 a
 # thread, so that each value that is read from a line is used 64 times, and 32 lines lie side by side in memory.
@@ -130,7 +130,7 @@ def signed_maps(
     """
     if not target.is_cuda and isinstance(axis_kernel, triton.JITFunction):
         rule = "'triton' needs labels on a CUDA device (on a CPU, TRITON_INTERPRET=1 in the environment, for tests)"
-        raise _checks.fail("distance backend", rule, str(target.device), " Take 'auto'.")
+        raise errors.fail("distance backend", rule, str(target.device), " Take 'auto'.")
     source = "masks" if num_classes is None else "labels"
     target = target.view(torch.uint8) if target.dtype == torch.bool else target
     target = (target.float() if target.is_floating_point() else target).contiguous()

@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
-from monai_losses_ext._checks import fail
+from monai_losses_ext.errors import fail
 
 
 def decollated(engine: Engine) -> list[dict[str, Any]]:

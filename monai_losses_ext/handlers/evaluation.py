@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from monai_losses_ext._checks import Limits, fail, one_of
+from monai_losses_ext.arguments import Limits
 from monai_losses_ext.data.dataset import case_names
+from monai_losses_ext.errors import fail, one_of
 from monai_losses_ext.handlers._engine import (
     case_file,
     check_shapes,

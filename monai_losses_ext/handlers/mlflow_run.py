@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import flatten_dict
 
-from monai_losses_ext._checks import fail
+from monai_losses_ext.errors import fail
 
 
 class ResumableMLFlowHandler(MLFlowHandler):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from monai_losses_ext._checks import Limits, number
+from monai_losses_ext.arguments import Limits, number
 from monai_losses_ext.data.dataset import case_names
 from monai_losses_ext.handlers._engine import case_file, check_shapes, class_mask, decollated
 from monai_losses_ext.handlers._planes import Plane, cut_planes

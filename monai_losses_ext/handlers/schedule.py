@@ -9,7 +9,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_losses_ext._checks import fail
+from monai_losses_ext.errors import fail
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.schedules import get_schedules, weights_at
 

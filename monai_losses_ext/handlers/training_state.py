@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_losses_ext._checks import describe, fail
+from monai_losses_ext.errors import describe, fail
 
 
 class TrainingState:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.sums import voxel_sums
 from monai_losses_ext.sums.voxel_sums import check_input, with_channel_axis
 
 Reduction = Literal["none", "mean", "sum"]
-NonNegative = Annotated[float, _checks.Limits(minimum=0)]
-Positive = Annotated[float, _checks.Limits(above=0)]
-Fraction = Annotated[float, _checks.Limits(minimum=0, maximum=1)]
+NonNegative = Annotated[float, arguments.Limits(minimum=0)]
+Positive = Annotated[float, arguments.Limits(above=0)]
+Fraction = Annotated[float, arguments.Limits(minimum=0, maximum=1)]
 ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
 Sums = Mapping[str, Tensor]
 # Labels alone, or a dictionary with them and their signed distance map.
@@ -113,7 +113,7 @@ class VoxelLoss(_Loss):
             return self.activation
         if self.strict:
             rule = "softmax over one channel is constant and has no gradient; use sigmoid: true, or two channels"
-            raise _checks.fail("softmax", rule, f"{num_channels} channel")
+            raise errors.fail("softmax", rule, f"{num_channels} channel")
         warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
         return "none"
 
@@ -144,7 +144,7 @@ class VoxelLoss(_Loss):
         if len(values) not in (num_channels, counted):
             rule = f"the length of {argument} must be the number of classes, {num_channels} for this input"
             rule += f" or {counted} without the background" if skips else ""
-            raise _checks.fail(argument, rule, values.tolist())
+            raise errors.fail(argument, rule, values.tolist())
         return values[1:] if skips and len(values) == num_channels else values
 
     def warn_about_one_channel(self, num_channels: int) -> None:
@@ -192,7 +192,7 @@ def label_and_distance(target: Target) -> tuple[Tensor, Tensor | None]:
         return target, None
     if not isinstance(target, Mapping) or not isinstance(target.get(LABEL), Tensor):
         got = sorted(target) if isinstance(target, Mapping) else type(target).__name__
-        raise _checks.fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {DISTANCE!r})", got)
+        raise errors.fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {DISTANCE!r})", got)
     return target[LABEL], target.get(DISTANCE)
 
 
@@ -209,10 +209,10 @@ def activation_of(sigmoid: bool, softmax: bool, other_act: Any) -> str:
         ValueError: where more than one is given.
     """
     if other_act is not None and not callable(other_act):
-        raise TypeError(f"other_act: must be a function or none; got {_checks.describe(other_act)}.")
+        raise TypeError(f"other_act: must be a function or none; got {errors.describe(other_act)}.")
     chosen = [name for name, on in (("sigmoid", sigmoid), ("softmax", softmax), ("other_act", other_act)) if on]
     if len(chosen) > 1:
-        raise _checks.fail("activation", "at most one of sigmoid, softmax, other_act may be set", " and ".join(chosen))
+        raise errors.fail("activation", "at most one of sigmoid, softmax, other_act may be set", " and ".join(chosen))
     return "none" if not chosen or chosen[0] == "other_act" else chosen[0]
 
 
@@ -224,7 +224,7 @@ def as_list(argument: str, rule: str, values: Any) -> list[Any]:
     """
     items = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values
     if isinstance(items, (str, Mapping)) or not isinstance(items, Iterable):
-        raise _checks.fail(argument, rule, values)
+        raise errors.fail(argument, rule, values)
     return list(items)
 
 
@@ -235,5 +235,5 @@ def per_class(argument: str, values: float | Sequence[float] | Tensor | None) ->
     values = values.tolist() if isinstance(values, np.ndarray) else values  # torch takes no reversed array
     tensor = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     if tensor.ndim > 1 or not ((tensor >= 0) & tensor.isfinite()).all():
-        raise _checks.fail(argument, "must be one number per class, none of them negative", tensor.tolist())
+        raise errors.fail(argument, "must be one number per class, none of them negative", tensor.tolist())
     return tensor

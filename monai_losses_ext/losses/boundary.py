@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.distance import signed_distance
 from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of, divisor
 from monai_losses_ext.sums.terms import kept_voxels
@@ -89,7 +89,7 @@ class BoundaryLoss(VoxelLoss):
         distance_backend: Literal["auto", "edt", "scipy"] = "auto",
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
-        _checks.check_arguments(BoundaryLoss.__init__, locals())
+        arguments.check_arguments(BoundaryLoss.__init__, locals())
         super().__init__(
             include_background=include_background,
             to_onehot_y=to_onehot_y,
@@ -127,10 +127,10 @@ class BoundaryLoss(VoxelLoss):
             distance = self._new_map(label, dense, input.shape[1])
         elif not isinstance(distance, Tensor) or distance.device != input.device:
             got = distance.device if isinstance(distance, Tensor) else type(distance).__name__
-            raise _checks.fail("distance", f"must be a tensor on the input's device, {input.device}", str(got))
+            raise errors.fail("distance", f"must be a tensor on the input's device, {input.device}", str(got))
         elif distance.shape != input.shape:
             rule = f"must have the input's shape {list(input.shape)}"
-            raise _checks.ShapeError(f"distance: {rule}; got {list(distance.shape)}.")
+            raise errors.ShapeError(f"distance: {rule}; got {list(distance.shape)}.")
         if self.normalize == "distance":
             axes = tuple(range(2, distance.ndim))
             counted = distance if dropped is None else distance.masked_fill(dropped, 0.0)

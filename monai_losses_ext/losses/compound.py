@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import Target, VoxelLoss, as_list, fused_values, label_and_distance
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.focal import FocalLoss
@@ -103,30 +103,28 @@ class CompoundLoss(_Loss):
         super().__init__()
         losses = as_list("losses", "must be a list of losses", losses)
         if not losses:
-            raise _checks.fail("losses", "must hold at least one loss", losses)
+            raise errors.fail("losses", "must hold at least one loss", losses)
         for loss in losses:
             if not isinstance(loss, nn.Module):
-                raise _checks.fail("losses", "must be loss modules; get_loss builds them from names", loss)
+                raise errors.fail("losses", "must be loss modules; get_loss builds them from names", loss)
             if isinstance(loss, CompoundLoss):
-                raise _checks.fail(
-                    "losses", "compounds do not nest; list their components instead", type(loss).__name__
-                )
+                raise errors.fail("losses", "compounds do not nest; list their components instead", type(loss).__name__)
         rule = f"must hold one entry per loss ({len(losses)})"
         values = [1 / len(losses)] * len(losses) if weights is None else as_list("weights", rule, weights)
         wanted = [None] * len(losses) if names is None else as_list("names", rule, names)
         for argument, given in (("weights", values), ("names", wanted)):
             if len(given) != len(losses):
-                raise _checks.fail(argument, rule, f"{len(given)} entries")
+                raise errors.fail(argument, rule, f"{len(given)} entries")
         self.names = tuple(str(name or default) for name, default in zip(wanted, _default_names(losses), strict=True))
         if len(set(self.names)) < len(losses):
-            raise _checks.fail("names", "must differ from each other", list(self.names))
+            raise errors.fail("names", "must differ from each other", list(self.names))
         for name, value in zip(self.names, values, strict=True):
-            _checks.number(f"weights: {name}", value, _checks.Limits(minimum=0))
+            arguments.number(f"weights: {name}", value, arguments.Limits(minimum=0))
         if not isinstance(learnable, bool):
-            raise _checks.fail("learnable", "must be true or false", learnable)
+            raise errors.fail("learnable", "must be true or false", learnable)
         if isinstance(weighting, Weighting) and (weights is not None or len(weighting.effective()) != len(losses)):
             rule = f"an object brings its own weights, one per loss ({len(losses)}), and excludes the argument weights"
-            raise _checks.fail("weighting", rule, weighting.effective().tolist())
+            raise errors.fail("weighting", rule, weighting.effective().tolist())
         self.losses = nn.ModuleList(losses)
         self.weighting = get_weighting(weighting, learnable, values)
         self._check_signs()
@@ -143,10 +141,10 @@ class CompoundLoss(_Loss):
             ValueError: for an unknown name or a negative weight, or where weights are not fixed; none is changed then.
         """
         for name, value in weights.items():
-            _checks.one_of("weights", name, self.names)
-            _checks.number(f"weights: {name}", value, _checks.Limits(minimum=0))
+            errors.one_of("weights", name, self.names)
+            arguments.number(f"weights: {name}", value, arguments.Limits(minimum=0))
         if not isinstance(self.weighting, FixedWeighting):
-            raise _checks.fail("weights", "can be set (and scheduled) only with fixed weighting", self.weighting.kind)
+            raise errors.fail("weights", "can be set (and scheduled) only with fixed weighting", self.weighting.kind)
         for name, value in weights.items():
             self.weighting.weights[self.names.index(name)] = value
 
@@ -159,9 +157,9 @@ class CompoundLoss(_Loss):
             ValueError: for an unknown name or a missing one.
         """
         for name in means:
-            _checks.one_of("means", name, self.names)
+            errors.one_of("means", name, self.names)
         if len(means) < len(self.names):
-            raise _checks.fail("means", f"must hold all of {', '.join(self.names)}", sorted(means))
+            raise errors.fail("means", f"must hold all of {', '.join(self.names)}", sorted(means))
         self.weighting.end_epoch([means[name] for name in self.names])
 
     def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
@@ -198,7 +196,7 @@ class CompoundLoss(_Loss):
                 rule += "smooth_nr to at most smooth_dr"
             else:
                 rule += "non_negative = True on a loss that never is"
-            raise _checks.fail(f"losses: {name}", rule, type(loss).__name__)
+            raise errors.fail(f"losses: {name}", rule, type(loss).__name__)
 
 
 def _is_non_negative(loss: nn.Module) -> bool:
@@ -235,7 +233,7 @@ def _check_axes(terms: Mapping[str, Tensor]) -> None:
     )
     if not fits:
         rule = "values of reduction='none' must have the same axes (samples, classes, voxels) to be added up"
-        raise _checks.fail("losses", rule, shapes)
+        raise errors.fail("losses", rule, shapes)
 
 
 def _default_names(losses: Sequence[nn.Module]) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import (
     ClassWeights,
     Fraction,
@@ -67,9 +67,9 @@ class CrossEntropyLoss(VoxelLoss):
         to_onehot_y: bool = False,
     ) -> None:
         activation_of(sigmoid, softmax, None)
-        _checks.check_arguments(CrossEntropyLoss.__init__, locals())
+        arguments.check_arguments(CrossEntropyLoss.__init__, locals())
         if sigmoid and label_smoothing:
-            raise _checks.fail("label_smoothing", "must be 0 with sigmoid: it is for softmax only", label_smoothing)
+            raise errors.fail("label_smoothing", "must be 0 with sigmoid: it is for softmax only", label_smoothing)
         activation = "sigmoid" if sigmoid else "softmax"
         super().__init__(
             to_onehot_y=to_onehot_y,

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import (
     DISTANCE,
     LABEL,
@@ -69,7 +69,7 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         weight_mode: Literal["same", "exp", "two"] = "exp",
         weights: Sequence[NonNegative] | None = None,
     ) -> None:
-        _checks.check_arguments(DeepSupervisionLoss.__init__, locals())
+        arguments.check_arguments(DeepSupervisionLoss.__init__, locals())
         given = None if weights is None else as_list("weights", "must be a list of numbers", weights)
         super().__init__(loss, weight_mode, given)
 
@@ -92,9 +92,9 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         """Return the weighted sum over the heads; see the class."""
         heads = [input] if isinstance(input, Tensor) else list(input or [])
         if not heads or not all(isinstance(head, Tensor) for head in heads):
-            raise _checks.fail("input", "must be a tensor or a list of at least one", input)
+            raise errors.fail("input", "must be a tensor or a list of at least one", input)
         if self.weights is not None and not isinstance(input, Tensor) and len(self.weights) != len(heads):
-            raise _checks.fail("weights", f"must hold one per head ({len(heads)})", self.weights)
+            raise errors.fail("weights", f"must hold one per head ({len(heads)})", self.weights)
         weights = self.get_weights(levels=len(heads))
         # The first head comes last, so that its terms are the ones that stay in last_terms.
         values = [weights[i] * self.get_loss(heads[i], target) for i in reversed(range(len(heads)))]
@@ -106,7 +106,7 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         for loss in boundary_losses:
             if loss.spacing is not None:
                 rule = "cannot follow the heads' resolution; use labels with an affine, or a distance map"
-                raise _checks.fail("BoundaryLoss: spacing", rule, loss.spacing)
+                raise errors.fail("BoundaryLoss: spacing", rule, loss.spacing)
         has_size = isinstance(label, MetaTensor) or not boundary_losses
         return label if has_size else MetaTensor(label, affine=torch.eye(4, dtype=torch.float64))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments
 from monai_losses_ext.losses.base import ClassWeights, NonNegative, Reduction, Sums, VoxelLoss, activation_of
 
 
@@ -118,7 +118,7 @@ class DiceLoss(OverlapLoss):
         ignore_index: int | None = None,
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
-        _checks.check_arguments(DiceLoss.__init__, locals())
+        arguments.check_arguments(DiceLoss.__init__, locals())
         super().__init__(
             batch=batch,
             soft_label=soft_label,

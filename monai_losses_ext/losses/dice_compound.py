@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments
 from monai_losses_ext.losses.base import ClassWeights, Fraction, NonNegative, Reduction
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
@@ -68,7 +68,7 @@ class DiceCELoss(CompoundLoss):
         label_smoothing: Fraction = 0.0,
         ignore_index: int | None = None,
     ) -> None:
-        _checks.check_arguments(DiceCELoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
+        arguments.check_arguments(DiceCELoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
         dice = DiceLoss(
             include_background=include_background,
             to_onehot_y=to_onehot_y,
@@ -142,7 +142,7 @@ class DiceFocalLoss(CompoundLoss):
         alpha: Fraction | Sequence[NonNegative] | Tensor | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        _checks.check_arguments(DiceFocalLoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
+        arguments.check_arguments(DiceFocalLoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
         dice = DiceLoss(
             include_background=include_background,
             to_onehot_y=to_onehot_y,

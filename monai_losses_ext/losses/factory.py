@@ -14,7 +14,8 @@ import monai.losses
 import torch
 from torch import nn
 
-from monai_losses_ext import _checks
+from monai_losses_ext import errors
+from monai_losses_ext.arguments import Limits, number
 from monai_losses_ext.losses import LOSSES, MONAI_LOSSES
 from monai_losses_ext.losses.base import VoxelLoss
 from monai_losses_ext.losses.compound import CompoundLoss
@@ -29,7 +30,7 @@ COMPOUND_KEYS = ("type", "components", "learnable_weights", "weighting")
 SAME = (("weight", "class_weight"), ("softmax", "use_softmax"))  # two names of one thing
 BY_NAME = LOSSES | MONAI_LOSSES
 COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
-NOT_NEGATIVE = _checks.Limits(minimum=0)
+NOT_NEGATIVE = Limits(minimum=0)
 _CLASS_WEIGHT = " Weights of classes go into class_weight."
 
 
@@ -76,14 +77,14 @@ def get_loss(
     known = sorted({key for loss in single for key in inspect.signature(loss).parameters})
     for key in defaults:
         if key not in known and not _is_monais(key):
-            raise _checks.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
+            raise errors.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
     if defaults.get("other_act") is not None:
         rule = f"defaults must not have it: {NOT_IN_CONFIG['other_act']}"
-        raise _checks.fail("get_loss: other_act", rule, defaults["other_act"])
+        raise errors.fail("get_loss: other_act", rule, defaults["other_act"])
     if defaults.get("reduction", "mean") != "mean":
         rule = f"defaults must not have another than mean: {NOT_IN_CONFIG['reduction']}"
         hint = " To replace a bundle's own: --loss#reduction mean."
-        raise _checks.fail("get_loss: reduction", rule, defaults["reduction"], hint)
+        raise errors.fail("get_loss: reduction", rule, defaults["reduction"], hint)
     loss = _build(config, "loss", defaults)
     return loss if device is None else loss.to(device)
 
@@ -95,7 +96,7 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
             return {"type": str(config)}
         config = _read_file(Path(config))
     if not isinstance(config, Mapping):
-        raise _checks.fail("loss", "must be a name, a dictionary or the path of a JSON or YAML file", config)
+        raise errors.fail("loss", "must be a name, a dictionary or the path of a JSON or YAML file", config)
     config = _without_schema(config)
     if set(config) == {"loss"} and isinstance(config["loss"], (Mapping, str)):
         loss = config["loss"]
@@ -111,14 +112,14 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
     except FileNotFoundError:
-        raise _checks.fail("loss", "the config file must exist", str(path)) from None
+        raise errors.fail("loss", "the config file must exist", str(path)) from None
     except OSError as error:
-        raise _checks.fail("loss", f"{path} must be a file that can be read", error.strerror) from None
+        raise errors.fail("loss", f"{path} must be a file that can be read", error.strerror) from None
     except ValueError as error:
-        raise _checks.fail("loss", f"{path} must be text in UTF-8", str(error)) from None
+        raise errors.fail("loss", f"{path} must be text in UTF-8", str(error)) from None
     config = _parse_json(path, text) if path.suffix.lower() == ".json" else _parse_yaml(path, text)
     if not isinstance(config, Mapping):
-        raise _checks.fail("loss", f"{path} must hold a dictionary", config)
+        raise errors.fail("loss", f"{path} must hold a dictionary", config)
     return config
 
 
@@ -126,7 +127,7 @@ def _parse_json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _checks.fail("loss", f"{path} must hold valid JSON", str(error)) from None
+        raise errors.fail("loss", f"{path} must hold valid JSON", str(error)) from None
 
 
 def _parse_yaml(path: Path, text: str) -> Any:
@@ -136,13 +137,13 @@ def _parse_yaml(path: Path, text: str) -> Any:
         return yaml.safe_load(text)
     # The last three: a date or a tag whose value does not fit it.
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
-        raise _checks.fail("loss", f"{path} must hold valid YAML", str(error)) from None
+        raise errors.fail("loss", f"{path} must hold valid YAML", str(error)) from None
 
 
 def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> nn.Module:
     if "type" not in config:
-        raise _checks.fail(where, f"needs a type, one of {', '.join(BY_NAME)}", dict(config))
-    kind = _checks.one_of(f"{where}: type", config["type"], BY_NAME)
+        raise errors.fail(where, f"needs a type, one of {', '.join(BY_NAME)}", dict(config))
+    kind = errors.one_of(f"{where}: type", config["type"], BY_NAME)
     place = f"{where}: {kind}"
     if kind == "compound":
         return _build_compound(config, where, defaults)
@@ -151,7 +152,7 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
     _check_keys(place, arguments, sorted({*allowed, "sigmoid", "softmax", *_class_weight_keys(allowed)}))
     for one, other in SAME:
         if one in arguments and other in arguments:
-            raise _checks.fail(place, f"{one} and {other} are the same; give one of them", "both")
+            raise errors.fail(place, f"{one} and {other} are the same; give one of them", "both")
     if "class_weight" in arguments:
         arguments["weight"] = arguments.pop("class_weight")
     arguments = {key: value for key, value in defaults.items() if key in allowed} | arguments
@@ -172,29 +173,29 @@ def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str
     _check_keys(f"{where}: compound", config, COMPOUND_KEYS)
     components = config.get("components")
     if not isinstance(components, list) or not components:
-        raise _checks.fail(f"{where}: compound: components", "must be a list of at least one loss", components)
+        raise errors.fail(f"{where}: compound: components", "must be a list of at least one loss", components)
     losses, weights, names = [], [], []
     for i, component in enumerate(components):
         place = f"{where}: components[{i}]"
         component = {"type": component} if isinstance(component, str) else component
         if not isinstance(component, Mapping):
-            raise _checks.fail(place, "must be a loss's name or dictionary", component)
+            raise errors.fail(place, "must be a loss's name or dictionary", component)
         kind = component.get("type")
         if isinstance(kind, str) and kind in COMPOUNDS:
-            raise _checks.fail(place, "compounds do not nest; list the single losses instead", kind)
+            raise errors.fail(place, "compounds do not nest; list the single losses instead", kind)
         arguments = dict(component)
         weight = arguments.pop("weight", None)
         if isinstance(weight, list):
-            raise _checks.fail(f"{place}: weight", "must be the component's weight", weight, _CLASS_WEIGHT)
-        weights.append(weight if weight is None else _checks.number(f"{place}: weight", weight, NOT_NEGATIVE))
+            raise errors.fail(f"{place}: weight", "must be the component's weight", weight, _CLASS_WEIGHT)
+        weights.append(weight if weight is None else number(f"{place}: weight", weight, NOT_NEGATIVE))
         name = arguments.pop("name", None)
         if name is not None and not isinstance(name, str):
-            raise _checks.fail(f"{place}: name", "must be a text", name)
+            raise errors.fail(f"{place}: name", "must be a text", name)
         names.append(name)
         losses.append(_build(arguments, place, defaults))
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
-        raise _checks.fail(f"{where}: compound: components", "must all have a weight, or none of them", weights)
+        raise errors.fail(f"{where}: compound: components", "must all have a weight, or none of them", weights)
     return _weighted(config, f"{where}: compound", losses, given or None, names)
 
 
@@ -204,22 +205,22 @@ def _weighted(
     """Return the compound, with its weights fixed or learned as the config says."""
     learnable = config.get("learnable_weights", False)
     if not isinstance(learnable, bool):
-        raise _checks.fail(f"{place}: learnable_weights", "must be true or false", learnable)
+        raise errors.fail(f"{place}: learnable_weights", "must be true or false", learnable)
     try:
         loss = CompoundLoss(losses, weights, names, learnable, config.get("weighting"))
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     if loss.weighting.learned and not config.get("learnable_weights", True):
         rule = f"must be true, or left out, with weighting {loss.weighting.kind!r}"
-        raise _checks.fail(f"{place}: learnable_weights", rule, learnable)
+        raise errors.fail(f"{place}: learnable_weights", rule, learnable)
     return loss
 
 
 def _check_keys(place: str, config: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for key, value in config.items():
         if key in NOT_IN_CONFIG:
-            raise _checks.fail(f"{place}: {key}", f"is no key of a config: {NOT_IN_CONFIG[key]}", value)
-        _checks.one_of(f"{place}: key", key, allowed)
+            raise errors.fail(f"{place}: {key}", f"is no key of a config: {NOT_IN_CONFIG[key]}", value)
+        errors.one_of(f"{place}: key", key, allowed)
 
 
 def config_keys(loss_class: type[nn.Module]) -> list[str]:
@@ -244,9 +245,9 @@ def _activation(where: str, config: Mapping[str, Any], defaults: Mapping[str, An
     chosen = chosen or {key: value for key, value in defaults.items() if key in ACTIVATION_KEYS}
     for key, value in chosen.items():
         if not isinstance(value, bool):
-            raise _checks.fail(f"{where}: {key}", "must be true or false", value)
+            raise errors.fail(f"{where}: {key}", "must be true or false", value)
     sigmoid = chosen.get("sigmoid", False)
     softmax = chosen.get("softmax", chosen.get("use_softmax", not sigmoid))
     if softmax and sigmoid:
-        raise _checks.fail(where, "at most one of sigmoid and softmax may be set", "both")
+        raise errors.fail(where, "at most one of sigmoid and softmax may be set", "both")
     return {"softmax": softmax, "sigmoid": sigmoid}

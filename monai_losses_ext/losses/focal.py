@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import (
     ClassWeights,
     Fraction,
@@ -78,7 +78,7 @@ class FocalLoss(VoxelLoss):
         use_softmax: bool = False,
         ignore_index: int | None = None,
     ) -> None:
-        _checks.check_arguments(FocalLoss.__init__, locals())
+        arguments.check_arguments(FocalLoss.__init__, locals())
         super().__init__(
             include_background=include_background,
             to_onehot_y=to_onehot_y,
@@ -91,7 +91,7 @@ class FocalLoss(VoxelLoss):
         self.register_buffer("alpha", per_class("alpha", alpha), persistent=False)
         if self.alpha is not None and (self.alpha.ndim == 0 or not use_softmax) and bool((self.alpha > 1).any()):
             where = "for sigmoid" if self.alpha.ndim else "where it is one number"
-            raise _checks.fail("alpha", f"must lie between 0 and 1 {where}", alpha)
+            raise errors.fail("alpha", f"must lie between 0 and 1 {where}", alpha)
         self._positive, self._negative = T.focal(self.gamma), T.focal_neg(self.gamma)
         self.terms = (self._positive, "count") if use_softmax else (self._positive, self._negative, "count")
 
@@ -99,7 +99,7 @@ class FocalLoss(VoxelLoss):
         """Return the activation; a softmax over one channel is refused."""
         if self.activation == "softmax" and num_channels == 1:
             rule = "softmax over one channel is constant and has no gradient; use sigmoid, or two channels"
-            raise _checks.fail("use_softmax", rule, "1 channel")
+            raise errors.fail("use_softmax", rule, "1 channel")
         return self.activation
 
     def formula(self, sums: Sums, is_index: bool) -> Tensor:

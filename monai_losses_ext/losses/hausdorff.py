@@ -10,7 +10,7 @@ import monai.losses
 import torch
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import Positive, Reduction, Target, label_and_distance
 from monai_losses_ext.sums.voxel_sums import voxel_inputs
 
@@ -49,7 +49,7 @@ class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
         reduction: Reduction = "mean",
         batch: bool = False,
     ) -> None:
-        _checks.check_arguments(HausdorffDTLoss.__init__, locals())
+        arguments.check_arguments(HausdorffDTLoss.__init__, locals())
         super().__init__(
             alpha=alpha,
             include_background=include_background,
@@ -64,7 +64,7 @@ class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
         """Return the loss of a batch; see the class."""
         logits, dense, _ = voxel_inputs(input, label_and_distance(target)[0], "none", None)
         if self.softmax and logits.shape[1] == 1:  # MONAI warns, and takes the logits for probabilities
-            raise _checks.fail("softmax", "is constant over one channel; use sigmoid, or two channels", "1 channel")
+            raise errors.fail("softmax", "is constant over one channel; use sigmoid, or two channels", "1 channel")
         with torch.autocast(logits.device.type, enabled=False):
             value: Tensor = super().forward(logits, dense)
         return value

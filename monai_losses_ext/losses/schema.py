@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments
 from monai_losses_ext.losses.factory import BY_NAME, COMPOUNDS, SAME, config_keys
 from monai_losses_ext.losses.weighting import LEARNED, WEIGHTINGS, weighting_keys
 
@@ -130,12 +130,12 @@ def _arguments(built: type[nn.Module], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _argument(hint: Any) -> dict[str, Any]:
-    schemas = [schema for option in _checks.options(hint) if (schema := _option(option)) is not None]
+    schemas = [schema for option in arguments.options(hint) if (schema := _option(option)) is not None]
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def _option(option: Any) -> dict[str, Any] | None:
-    kind, limits = _checks.with_limits(option)
+    kind, limits = arguments.with_limits(option)
     if kind is Tensor:
         return None  # cannot be written in JSON
     if kind is None or kind is type(None):

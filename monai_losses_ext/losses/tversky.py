@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext.arguments import check_arguments
 from monai_losses_ext.losses.base import (
     ClassWeights,
     NonNegative,
@@ -81,7 +81,7 @@ class TverskyLoss(OverlapLoss):
         weight: ClassWeights = None,
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
-        _checks.check_arguments(TverskyLoss.__init__, locals())
+        check_arguments(TverskyLoss.__init__, locals())
         super().__init__(
             batch=batch,
             soft_label=soft_label,
@@ -154,7 +154,7 @@ class FocalTverskyLoss(TverskyLoss):
         weight: ClassWeights = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        _checks.check_arguments(FocalTverskyLoss.__init__, arguments)
+        check_arguments(FocalTverskyLoss.__init__, arguments)
         del arguments["gamma"]
         super().__init__(**arguments)
         self.gamma = float(gamma)

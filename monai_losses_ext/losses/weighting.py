@@ -13,11 +13,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from monai_losses_ext import _checks
+from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import Fraction, NonNegative, Positive, as_list
 from monai_losses_ext.losses.ranks import average_gradient, has_many_ranks, mean_over_ranks
 
-Ratio = Annotated[float, _checks.Limits(above=1)]
+Ratio = Annotated[float, arguments.Limits(above=1)]
 
 
 class Weighting(nn.Module):
@@ -48,10 +48,10 @@ class Weighting(nn.Module):
         """
         weights = as_list("weights", "must be a list of numbers", weights)
         for weight in weights:
-            _checks.number("weights", weight, _checks.Limits(minimum=0))
+            arguments.number("weights", weight, arguments.Limits(minimum=0))
             if weight == 0 and not self.takes_zero:
                 rule = f"must be above 0 for weighting {self.kind!r}, which could never raise a weight of 0"
-                raise _checks.fail("weights", rule, weights)
+                raise errors.fail("weights", rule, weights)
         return torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
 
     @abstractmethod
@@ -118,9 +118,9 @@ class SoftmaxWeighting(Weighting):
     prior: Tensor
 
     def __init__(self, weights: Sequence[float], floor: Fraction = 0.1, pull: NonNegative = 1.0) -> None:
-        _checks.check_arguments(SoftmaxWeighting.__init__, {"floor": floor, "pull": pull})
+        arguments.check_arguments(SoftmaxWeighting.__init__, {"floor": floor, "pull": pull})
         if floor >= 1:
-            raise _checks.fail("floor", "must be below 1, or nothing could be learned", floor)
+            raise errors.fail("floor", "must be below 1, or nothing could be learned", floor)
         super().__init__()
         initial = self.checked(weights)
         self.register_buffer("prior", initial / initial.sum())
@@ -168,7 +168,7 @@ class UncertaintyWeighting(Weighting):
     initial: Tensor
 
     def __init__(self, weights: Sequence[float], max_ratio: Ratio = 10.0) -> None:
-        _checks.check_arguments(UncertaintyWeighting.__init__, {"max_ratio": max_ratio})
+        arguments.check_arguments(UncertaintyWeighting.__init__, {"max_ratio": max_ratio})
         super().__init__()
         self.register_buffer("initial", self.checked(weights))
         self.u = nn.Parameter(torch.zeros_like(self.initial))
@@ -209,11 +209,11 @@ class DWAWeighting(Weighting):
     history: Tensor
 
     def __init__(self, weights: Sequence[float], temperature: Positive = 2.0) -> None:
-        _checks.check_arguments(DWAWeighting.__init__, {"temperature": temperature})
+        arguments.check_arguments(DWAWeighting.__init__, {"temperature": temperature})
         super().__init__()
         self.register_buffer("initial", self.checked(weights))
         if not self.initial.any():
-            raise _checks.fail("weights", "must hold one above 0 for weighting 'dwa'", list(weights))
+            raise errors.fail("weights", "must hold one above 0 for weighting 'dwa'", list(weights))
         self.register_buffer("weights", self.initial.clone())
         # The means of the last epoch and of the one before it: infinite, as long as there was none.
         self.register_buffer("history", torch.full((2, len(self.initial)), torch.inf, dtype=torch.float64))
@@ -232,7 +232,7 @@ class DWAWeighting(Weighting):
         """Set the weights of the next epoch from each term's mean over this one, averaged over the ranks."""
         last = torch.as_tensor(means, dtype=torch.float64, device=self.history.device)
         if last.shape != self.initial.shape:
-            raise _checks.fail("means", f"must hold one mean per term ({len(self.initial)})", list(last.shape))
+            raise errors.fail("means", f"must hold one mean per term ({len(self.initial)})", list(last.shape))
         if has_many_ranks():
             last = mean_over_ranks(last)
         self.history.copy_(torch.stack([last, self.history[0]]))
@@ -270,19 +270,19 @@ def get_weighting(
         weighting = _build(weighting, weights)
     if learnable and not weighting.learned:
         rule = f"must be {' or '.join(LEARNED)} where weights are to be learned; no other learns by gradient"
-        raise _checks.fail("weighting", rule, weighting.kind)
+        raise errors.fail("weighting", rule, weighting.kind)
     return weighting
 
 
 def _build(config: str | Mapping[str, Any], weights: Sequence[float]) -> Weighting:
     if not isinstance(config, (str, Mapping)):
-        raise _checks.fail("weighting", "must be a name, a dictionary with a type, or a Weighting", config)
+        raise errors.fail("weighting", "must be a name, a dictionary with a type, or a Weighting", config)
     options = {"type": config} if isinstance(config, str) else dict(config)
-    kind = _checks.one_of("weighting", options.pop("type", None), WEIGHTINGS)
+    kind = errors.one_of("weighting", options.pop("type", None), WEIGHTINGS)
     for key in options:
         if not weighting_keys(kind):
-            raise _checks.fail(f"weighting: {kind}", "takes no options", key)
-        _checks.one_of(f"weighting: {kind}: key", key, weighting_keys(kind))
+            raise errors.fail(f"weighting: {kind}", "takes no options", key)
+        errors.one_of(f"weighting: {kind}: key", key, weighting_keys(kind))
     try:
         return WEIGHTINGS[kind](weights, **options)
     except ValueError as error:
@@ -303,7 +303,7 @@ def stacked(terms: Sequence[Tensor], kind: str) -> Tensor:
     for term in terms:
         if term.ndim > 0:
             rule = f"must give one number each with weighting {kind!r} (reduction='none' goes with 'fixed')"
-            raise _checks.fail("losses", rule, list(term.shape))
+            raise errors.fail("losses", rule, list(term.shape))
     return torch.stack(list(terms)).double()
 
 

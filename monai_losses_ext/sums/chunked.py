@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import errors
 from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.chunk import (
     Chunk,
@@ -196,12 +196,12 @@ def index_labels(target: Tensor, num_classes: int, dropped: Tensor | None, check
     if labels.is_floating_point():
         broken = labels != labels.round()
         if broken.any():
-            raise _checks.fail("target", "index labels must be whole numbers", labels[broken][0].item(), _INTERPOLATED)
+            raise errors.fail("target", "index labels must be whole numbers", labels[broken][0].item(), _INTERPOLATED)
     low, high = torch.aminmax(labels)
     if low < 0 or high >= num_classes:
         wrong = torch.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
         rule = f"index labels must lie in 0..{num_classes - 1} (the input has {num_classes} channels)"
-        raise _checks.fail("target", rule, wrong, _IGNORE)
+        raise errors.fail("target", rule, wrong, _IGNORE)
     return labels
 
 
@@ -217,7 +217,7 @@ def check_dense(target: Tensor) -> None:
     low, high = torch.aminmax(target)
     if not (low >= -0.5 and high <= 1.5):  # NaN is neither
         wrong = target[~((target >= -0.5) & (target <= 1.5))][0].item()
-        raise _checks.fail("target", "dense labels (a channel per class) must be 0, 1 or between", wrong, _RESCALE)
+        raise errors.fail("target", "dense labels (a channel per class) must be 0, 1 or between", wrong, _RESCALE)
 
 
 def _one_hot(labels: Tensor, classes: Tensor, out: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import errors
 
 Activation = Literal["softmax", "sigmoid", "none"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -87,21 +87,21 @@ def split(term: str) -> tuple[str, float]:
 
 def check(terms: Iterable[str], activation: str, has_distance: bool) -> None:
     """Refuse a term that does not exist, or that the activation or the missing distance map rules out."""
-    _checks.one_of("activation", activation, ACTIVATIONS)
+    errors.one_of("activation", activation, ACTIVATIONS)
     names = list(terms)
     if not names:
-        raise _checks.fail("terms", f"must name at least one of {', '.join((*PLAIN_TERMS, *FOCAL_TERMS))}", names)
+        raise errors.fail("terms", f"must name at least one of {', '.join((*PLAIN_TERMS, *FOCAL_TERMS))}", names)
     for term in names:
         name, colon, exponent = term.partition(":")
-        _checks.one_of("terms", name, FOCAL_TERMS if colon else (*PLAIN_TERMS, *FOCAL_TERMS))
+        errors.one_of("terms", name, FOCAL_TERMS if colon else (*PLAIN_TERMS, *FOCAL_TERMS))
         if name in FOCAL_TERMS:
             _check_exponent(term, exponent)
         if name in LOG_TERMS and activation == "none":
-            raise _checks.fail("terms", f"{name} needs logits, so activation must be softmax or sigmoid", activation)
+            raise errors.fail("terms", f"{name} needs logits, so activation must be softmax or sigmoid", activation)
         if name in SIGMOID_TERMS and activation != "sigmoid":
-            raise _checks.fail("terms", f"{name} exists for activation sigmoid only", activation)
+            raise errors.fail("terms", f"{name} exists for activation sigmoid only", activation)
         if name in SURFACE_TERMS and not has_distance:
-            raise _checks.fail("distance", f"{name} needs a signed distance map", None)
+            raise errors.fail("distance", f"{name} needs a signed distance map", None)
 
 
 def _check_exponent(term: str, exponent: str) -> None:
@@ -110,7 +110,7 @@ def _check_exponent(term: str, exponent: str) -> None:
     except ValueError:
         fits = False
     if not fits:
-        raise _checks.fail("terms", "the exponent of a focal term is a number of at least 0, as in 'focal:2.0'", term)
+        raise errors.fail("terms", "the exponent of a focal term is a number of at least 0, as in 'focal:2.0'", term)
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_losses_ext import _checks, _fallback
+from monai_losses_ext import _fallback, errors
 from monai_losses_ext.sums import chunked, terms
 
 # auto: the fastest that the device has. reference: the definition itself, with volume-sized temporaries.
@@ -63,7 +63,7 @@ def voxel_sums(
         >>> sums["tp"].tolist(), sums["ref"].tolist()
         ([[0.5, 1.5]], [[1.0, 3.0]])
     """
-    _checks.one_of("backend", backend, BACKENDS)
+    errors.one_of("backend", backend, BACKENDS)
     terms_ = list(terms_)
     terms.check(terms_, activation, distance is not None)
     input, target = checked(input, target)  # noqa: A001
@@ -114,17 +114,15 @@ def checked(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A0
     """
     check_input(input)
     if not isinstance(target, Tensor):
-        raise _checks.fail("target", "must be a tensor", type(target).__name__)
+        raise errors.fail("target", "must be a tensor", type(target).__name__)
     input, target = _plain(input), _plain(target)  # noqa: A001
     target = with_channel_axis(input, target)
     if target.device != input.device:
-        raise _checks.fail("target", f"must be on the input's device, {input.device}", str(target.device))
+        raise errors.fail("target", f"must be on the input's device, {input.device}", str(target.device))
     if target.requires_grad:
-        raise _checks.fail(
-            "target", "must not require a gradient (none is computed for it); detach it", "requires_grad"
-        )
+        raise errors.fail("target", "must not require a gradient (none is computed for it); detach it", "requires_grad")
     if target.is_complex():
-        raise _checks.fail("target", "must be real", target.dtype)
+        raise errors.fail("target", "must be real", target.dtype)
     # torch has no arithmetic for these
     return input, target.long() if target.dtype in (torch.uint16, torch.uint32, torch.uint64) else target
 
@@ -132,23 +130,23 @@ def checked(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A0
 def check_input(input: Tensor) -> None:  # noqa: A002
     """Refuse what is no tensor of floating point numbers ``[B, C, *S]``."""
     if not isinstance(input, Tensor):
-        raise _checks.fail("input", "must be a tensor", type(input).__name__)
+        raise errors.fail("input", "must be a tensor", type(input).__name__)
     if not input.is_floating_point():
-        raise _checks.fail("input", "must be floating point", input.dtype)
+        raise errors.fail("input", "must be floating point", input.dtype)
     if input.ndim < 2 or input.shape[1] == 0:
-        raise _checks.ShapeError(f"input: must be [B, C, *S] with at least one channel; got {list(input.shape)}.")
+        raise errors.ShapeError(f"input: must be [B, C, *S] with at least one channel; got {list(input.shape)}.")
 
 
 def _checked_distance(input: Tensor, distance: Tensor) -> Tensor:  # noqa: A002
     if distance.shape != input.shape:
-        raise _checks.ShapeError(
+        raise errors.ShapeError(
             f"distance: must have the input's shape {list(input.shape)}; got {list(distance.shape)}."
         )
     if distance.device != input.device:
-        raise _checks.fail("distance", f"must be on the input's device, {input.device}", str(distance.device))
+        raise errors.fail("distance", f"must be on the input's device, {input.device}", str(distance.device))
     if distance.requires_grad:
         rule = "must not require a gradient (none is computed for it); detach it"
-        raise _checks.fail("distance", rule, "requires_grad")
+        raise errors.fail("distance", rule, "requires_grad")
     return _plain(distance)
 
 
@@ -167,7 +165,7 @@ def with_channel_axis(input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
         target = target.unsqueeze(1)
     fits = target.ndim == input.ndim and target.shape[1] in (1, input.shape[1])
     if not fits or target.shape[0] != input.shape[0] or target.shape[2:] != input.shape[2:]:
-        raise _checks.ShapeError(
+        raise errors.ShapeError(
             f"target: must be [B, *S], [B, 1, *S] or [B, C, *S] of the input's shape {list(input.shape)}; "
             f"got {list(target.shape)}."
         )
@@ -180,11 +178,11 @@ def _resolved(backend: str, input: Tensor) -> str:  # noqa: A002
     if backend == "auto":
         return "auto" if input.is_cuda and HAS_TRITON and fits else "chunked"
     if backend == "triton" and not HAS_TRITON:
-        raise _checks.fail("backend", "'triton' is not installed (pip install triton)", backend, " Take 'chunked'.")
+        raise errors.fail("backend", "'triton' is not installed (pip install triton)", backend, " Take 'chunked'.")
     if backend == "triton" and not fits:
         got = f"{input.shape[1]} classes of {str(input.dtype).removeprefix('torch.')}"
         rule = f"'triton' takes up to {TRITON_MAX_CLASSES} classes of float16, bfloat16 or float32"
-        raise _checks.fail("backend", rule, got, " Take 'chunked'.")
+        raise errors.fail("backend", rule, got, " Take 'chunked'.")
     return backend
 
 

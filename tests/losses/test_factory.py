@@ -15,7 +15,7 @@ import torch
 from monai.utils import LossReduction
 
 import monai_losses_ext as ours
-from monai_losses_ext import _checks, get_loss
+from monai_losses_ext import errors, get_loss
 from monai_losses_ext.losses.factory import BY_NAME, COMPOUND_KEYS, config_keys
 from monai_losses_ext.losses.schema import loss_schema
 
@@ -286,7 +286,7 @@ def test_names_that_users_of_monai_type_are_met_by_ours(typed, meant):
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_class_is_met_by_its_own_name(name):
-    assert _checks.nearest(BY_NAME[name].__name__, BY_NAME) == f" Did you mean {name!r}?"
+    assert errors.nearest(BY_NAME[name].__name__, BY_NAME) == f" Did you mean {name!r}?"
 
 
 @pytest.mark.parametrize("typed", [None, 5, ["dice"], True, "", "x", "_"])

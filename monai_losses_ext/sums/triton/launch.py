@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from monai_losses_ext import _checks
+from monai_losses_ext import errors
 from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.triton.kernels import gradient_kernel, sums_kernel, total_kernel
 
@@ -99,9 +99,9 @@ def _launch(
     """
     if not x.is_cuda and isinstance(sums_kernel, triton.JITFunction):
         rule = "'triton' needs a CUDA device (on a CPU, TRITON_INTERPRET=1 in the environment, for tests)"
-        raise _checks.fail("backend", rule, str(x.device), " Take 'chunked'.")
+        raise errors.fail("backend", rule, str(x.device), " Take 'chunked'.")
     if VERSION < OLDEST:
-        raise _checks.fail("backend", "'triton' needs Triton 3.4 or newer", triton.__version__, " Take 'chunked'.")
+        raise errors.fail("backend", "'triton' needs Triton 3.4 or newer", triton.__version__, " Take 'chunked'.")
     names, gammas = zip(*map(T.split, terms), strict=True)
     _, num_classes, num_voxels = x.shape
     has_distance = distance is not None and not T.SURFACE_TERMS.isdisjoint(names)

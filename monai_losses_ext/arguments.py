@@ -1,90 +1,16 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Errors for what a user typed or passed: one line, one wording.
-
-Every message reads ``<argument>: <rule>; got <value>.`` and, where a name was misspelt, ends with the nearest allowed
-one. Nothing else in the package words an input error.
-"""
+"""Checks of arguments against the type hints of what takes them: the one description of a constructor's values."""
 
 from __future__ import annotations
 
-import difflib
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-
-class ShapeError(ValueError, AssertionError):
-    """Input and target do not fit together.
-
-    Also an ``AssertionError``, because that is what MONAI raises for it and what its users catch.
-    """
-
-
-def describe(value: Any) -> str:
-    """Return ``value`` as an error message shows it: short, and on one line."""
-    try:
-        text = " ".join(repr(value).split())
-    except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def nearest(word: Any, allowed: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the allowed name that ``word`` was meant to be, or nothing.
-
-    That is the one with these initials (``ce`` for ``cross_entropy``), the closest one, or one that holds the word;
-    written as a class (``DiceCELoss`` for ``dice_ce``) or as a name.
-    """
-    if not isinstance(word, str):
-        return ""
-    names: dict[str, str] = {}
-    for name in allowed:
-        names.setdefault(_plain(name), name)
-    typed = _plain(word)
-    close = [plain for plain, name in names.items() if "_" in name and typed == "".join(w[:1] for w in name.split("_"))]
-    close = close or difflib.get_close_matches(typed, names, n=1, cutoff=0.6)
-    if not close and len(typed) > 2:
-        close = [plain for plain in names if typed in plain]
-    return f" Did you mean {names[close[0]]!r}?" if close else ""
-
-
-def _plain(name: str) -> str:
-    """Return a name as classes and configs have it in common."""
-    letters = name.lower().replace("_", "")
-    return letters.removesuffix("loss") or letters
-
-
-def fail(argument: str, rule: str, value: Any, hint: str = "") -> ValueError:
-    """Build the one-line error; the caller raises it."""
-    return ValueError(f"{argument}: {rule}; got {describe(value)}.{hint}")
-
-
-def one_of(argument: str, value: Any, allowed: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``allowed``.
-
-    Raises:
-        ValueError: naming the argument, what is allowed, what was received and the nearest allowed name.
-    """
-    names = list(allowed)
-    if value not in names:
-        raise fail(argument, f"must be one of {', '.join(names)}", value, nearest(value, names))
-    return str(value)
-
-
-def why_unwritable(folder: str | os.PathLike[str]) -> str | None:
-    """Make a folder, and return why it cannot be written to, or None where it can."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        return str(error.strerror)
-    return None
+from monai_losses_ext.errors import fail, nearest
 
 
 class Limits(NamedTuple):
@@ -118,7 +44,7 @@ def number(argument: str, value: Any, limits: Limits) -> float:
     """Return ``value`` as a float if it is a number (a bool is not) within the limits.
 
     Raises:
-        ValueError: naming the argument, the limits and what was received.
+        UserError: naming the argument, the limits and what was received.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not limits.allow(float(value)):
         raise fail(argument, f"must be a number{limits.words()}", value)
@@ -137,7 +63,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
         where: put before the argument's name in an error, such as ``"loss: focal: "``.
 
     Raises:
-        ValueError: one line naming the argument, what it may be and what was received.
+        UserError: one line naming the argument, what it may be and what was received.
     """
     hints = get_type_hints(function, include_extras=True)
     for name, value in arguments.items():
