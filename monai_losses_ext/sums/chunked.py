@@ -4,44 +4,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from monai_losses_ext.sums import pool
 from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.target import Target
 
-CHUNK_ELEMENTS = 2**18
+# Elements (voxels times classes) of a chunk; a GPU wants few launches instead. A small batch is cut finer, so that the
+# temporaries of a chunk stay small beside it.
+CHUNK_ELEMENTS, CHUNK_ELEMENTS_ELSEWHERE = 2**18, 2**24
+CHUNKS, FEWEST_ELEMENTS = 20, 2**14
+Part = tuple[tuple[slice, ...], Tensor, Target]
 
 
 def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
     """Compute the sums; arguments and result as in :func:`terms.reference_sums`."""
-    total = torch.zeros(len(terms), *logits.shape[:2], dtype=torch.float64, device=logits.device)
-    for _, x, part in _chunks(logits, target):
-        total += T.reference_sums(x, part, terms, activation)
-    return total.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    device = logits.device if logits.device.type != "mps" else "cpu"  # which has no float64
+    sums = torch.zeros(len(terms), *logits.shape[:2], dtype=torch.float64, device=device)
+    parts = list(_parts(logits, target))
+    found: list[Tensor | None] = [None] * len(parts)
+
+    def work(i: int) -> None:
+        found[i] = T.reference_sums(*parts[i][1:], terms, activation)
+
+    _share(work, len(parts), logits)
+    for (place, *_), value in zip(parts, found, strict=True):  # in this order, whoever computed them
+        assert value is not None  # noqa: S101 - for mypy
+        sums[:, place[0]] += value.to(sums)
+    return sums.to(logits.device, dtype)
 
 
 def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
     """Compute the gradient with respect to the logits, in their dtype and layout; ``grad_sums`` is ``[T, B, C]``."""
-    grad = torch.empty_like(logits)
-    for piece, x, part in _chunks(logits, target):
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            sums = T.reference_sums(leaf, part, terms, activation)
-        if sums.requires_grad:
-            grad[:, :, piece] = torch.autograd.grad(sums, leaf, grad_sums.to(sums), allow_unused=True)[0]
-        else:
-            grad[:, :, piece] = 0
-    return grad
+    gradient = torch.empty_like(logits)
+    parts = list(_parts(logits, target))
+
+    def work(i: int) -> None:
+        place, x, part = parts[i]
+        # Within an operator torch records nothing for backward(); vjp does not mind.
+        _, pull = torch.func.vjp(lambda x: T.reference_sums(x, part, terms, activation), x)
+        gradient[place] = pull(grad_sums[:, place[0]])[0]
+
+    _share(work, len(parts), logits)
+    return gradient
 
 
-def _chunks(logits: Tensor, target: Target) -> Iterator[tuple[slice, Tensor, Target]]:
-    length = max(1, CHUNK_ELEMENTS * logits.shape[2] // max(1, logits.numel()))
-    for start in range(0, logits.shape[2], length):
-        piece = slice(start, start + length)
-        volumes = {name: getattr(target, name) for name in ("label", "weight", "distance", "mask")}
-        parts = {name: None if volume is None else volume[:, :, piece] for name, volume in volumes.items()}
-        yield piece, logits[:, :, piece], replace(target, **parts)
+def _parts(logits: Tensor, target: Target) -> Iterator[Part]:
+    """Cut a batch along its samples and its longest spatial axis: where a part lies, its logits and its target."""
+    length = max(logits.shape[2:])
+    axis = 2 + list(logits.shape[2:]).index(length)
+    on_cpu = logits.device.type == "cpu"
+    most = max(FEWEST_ELEMENTS, min(CHUNK_ELEMENTS, logits.numel() // CHUNKS)) if on_cpu else CHUNK_ELEMENTS_ELSEWHERE
+    step = max(1, most * length // max(1, logits[:1].numel()))
+    volumes = {name: getattr(target, name) for name in ("label", "weight", "distance", "mask")}
+    for b in range(logits.shape[0]):
+        for start in range(0, length, step):
+            place = (slice(b, b + 1), *[slice(None)] * (axis - 1), slice(start, start + step))
+            parts = {name: None if volume is None else volume[place] for name, volume in volumes.items()}
+            yield place, logits[place], replace(target, **parts)
+
+
+def _share(work: Callable[[int], None], count: int, logits: Tensor) -> None:
+    """Call ``work`` for each number below ``count``: on a CPU by threads, in each of which torch keeps to one."""
+    numbers = iter(range(count))  # next() is by one thread at a time
+
+    def take() -> None:
+        with torch.no_grad():
+            for i in numbers:
+                work(i)
+
+    threads = torch.get_num_threads()
+    limit = _limit_of_this_thread() if logits.device.type == "cpu" and threads > 1 and count > 1 else None
+    if limit is None:
+        take()
+        return
+
+    def take_alone() -> None:
+        before = torch.get_num_threads()  # also lets torch set its own in a new thread, once
+        limit(1)
+        try:
+            take()
+        finally:
+            limit(before)
+
+    pool.spread(take_alone, min(threads, count))
+
+
+@functools.cache
+def _limit_of_this_thread() -> Callable[[int], None] | None:
+    """Return what sets torch's threads for the calling thread alone; None where there is no such thing.
+
+    ``torch.set_num_threads`` leaks into threads that start later. OpenMP's own function does not, where torch uses
+    OpenMP and lets others find it.
+    """
+    try:
+        limit: Callable[[int], None] = ctypes.CDLL(None).omp_set_num_threads
+    except (OSError, AttributeError, TypeError):
+        return None
+    before = torch.get_num_threads()
+    try:
+        limit(1)
+        return limit if torch.get_num_threads() == 1 else None
+    finally:
+        limit(before)
