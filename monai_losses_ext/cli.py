@@ -8,15 +8,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from monai_losses_ext import __version__, shipped
+from monai_losses_ext.benchmark.__main__ import main as benchmark
 from monai_losses_ext.data.tasks import TASKS, get_task
 from monai_losses_ext.errors import UserError
 from monai_losses_ext.extras import need
 from monai_losses_ext.files import why_unwritable
 from monai_losses_ext.quickstart import CASES, EPOCHS, quickstart
 
-Commands = argparse._SubParsersAction  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 # What needs the packages of an extra is imported by the command that uses it, so that the others work without.
 
 
@@ -31,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["benchmark"]:  # has its own options, which argparse must not touch
-        return _benchmark(argv[1:])
+        return benchmark(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         if arguments.extra:
@@ -139,12 +143,6 @@ def _writable(folder: str) -> str:
 def _quickstart(arguments: argparse.Namespace) -> int:
     quickstart(arguments.out, arguments.epochs, arguments.cases, arguments.bundles)
     return 0
-
-
-def _benchmark(argv: list[str]) -> int:
-    from monai_losses_ext.benchmark.__main__ import main as benchmark
-
-    return benchmark(argv)
 
 
 def _overlays(_: argparse.Namespace) -> int:
