@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -63,12 +62,10 @@ def _parts(logits: Tensor, target: Target) -> Iterator[Part]:
     on_cpu = logits.device.type == "cpu"
     most = max(FEWEST_ELEMENTS, min(CHUNK_ELEMENTS, logits.numel() // CHUNKS)) if on_cpu else CHUNK_ELEMENTS_ELSEWHERE
     step = max(1, most * length // max(1, logits[:1].numel()))
-    volumes = {name: getattr(target, name) for name in ("label", "weight", "distance", "mask")}
     for b in range(logits.shape[0]):
         for start in range(0, length, step):
             place = (slice(b, b + 1), *[slice(None)] * (axis - 1), slice(start, start + step))
-            parts = {name: None if volume is None else volume[place] for name, volume in volumes.items()}
-            yield place, logits[place], replace(target, **parts)
+            yield place, logits[place], target.part(place)
 
 
 def _share(work: Callable[[int], None], count: int, logits: Tensor) -> None:
