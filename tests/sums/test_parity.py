@@ -22,8 +22,8 @@ def module(name):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 300)
-    monkeypatch.setattr(chunked, "FEWEST_ELEMENTS", 50)
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 5000)
+    monkeypatch.setattr(chunked, "FEWEST_ELEMENTS", 200)
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

@@ -69,6 +69,8 @@ def _take(typing_context, job):
 
 @intrinsic
 def _bits(typing_context, value):
+    """Return the bits of a float32."""
+
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
@@ -77,10 +79,48 @@ def _bits(typing_context, value):
 
 @intrinsic
 def _float(typing_context, bits):
+    """Return the float32 of these bits."""
+
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def _power_of_two(typing_context, shifted):
+    """Return 2^k, given k + 1.5 * 2^23; numba's own integers would grow to 64 bits, which are half as fast."""
+
+    def generate(context, builder, signature, arguments):
+        i32 = ir.IntType(32)
+        bits = builder.shl(builder.bitcast(arguments[0], i32), ir.Constant(i32, 23))
+        return builder.bitcast(builder.add(bits, ir.Constant(i32, 127 << 23)), ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def _exponent(typing_context, x):
+    """Return the whole k for which x / 2^k lies between the square roots of 1/2 and 2."""
+
+    def generate(context, builder, signature, arguments):
+        i32 = ir.IntType(32)
+        bits = builder.sub(builder.bitcast(arguments[0], i32), ir.Constant(i32, 0x3F3504F3))
+        return builder.ashr(bits, ir.Constant(i32, 23))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def _scaled_down(typing_context, x, k):
+    """Return x / 2^k."""
+
+    def generate(context, builder, signature, arguments):
+        i32 = ir.IntType(32)
+        bits = builder.sub(builder.bitcast(arguments[0], i32), builder.shl(arguments[1], ir.Constant(i32, 23)))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.float32, types.int32), generate
 
 
 @njit(**EXACT)
@@ -98,15 +138,15 @@ def exp(x):
     p = p * f + np.float32(2.4022120237350464e-1)
     p = p * f + np.float32(6.931469440460205e-1)
     p = p * f + ONE
-    p = p * _float(np.int32((_bits(shifted) << 23) + (127 << 23)))
+    p = p * _power_of_two(shifted)
     return ZERO if x < low else p
 
 
 @njit(**EXACT)
 def log(x):
     """Return the logarithm of a normal x > 0, NaN for NaN."""
-    whole = np.int32((_bits(x) - 0x3F3504F3) >> 23)
-    f = _float(np.int32(_bits(x) - (whole << 23))) - ONE
+    whole = _exponent(x)
+    f = _scaled_down(x, whole) - ONE
     k = np.float32(whole)
     p = np.float32(-7.865452021360397e-2)
     p = p * f + np.float32(1.2879206240177155e-1)
@@ -321,60 +361,56 @@ def write(job, b, c, v, n, values, raw):
         offset, follow = place(job, GRADIENT, b, c, v + done)
         m = min(n - done, follow)
         address = job[GRADIENT + ADDRESS] + offset * job[GRADIENT + SIZE]
+        span, floats = (m - 1) * step + 1, values[done : done + m]
         if kind == FLOAT32 and step == 1:
             x = carray(_pointer(address), m, np.float32)
             for i in range(m):
-                x[i] = values[done + i]
+                x[i] = floats[i]
         elif kind == FLOAT32:
-            y = carray(_pointer(address), (m - 1) * step + 1, np.float32)
+            y = carray(_pointer(address), span, np.float32)
             for i in range(m):
-                y[i * step] = values[done + i]
+                y[i * step] = floats[i]
         else:
-            z = carray(_pointer(address), (m - 1) * step + 1, np.uint16)
+            z, part = carray(_pointer(address), span, np.uint16), halves[done : done + m]
             for i in range(m):
-                z[i * step] = halves[done + i]
+                z[i * step] = part[i]
         done += m
 
 
 @njit(**LOOPS)
-def read_labels(job, b, v, n, labels, raw):
-    """Read n index labels from v on: IGNORED where they do not count, OUTSIDE where they are no class."""
-    read(job, LABEL, b, FIRST, v, n, labels, raw)
+def mark_labels(job, n, labels):
+    """Put IGNORED where labels do not count and OUTSIDE where they are no class; tell whether there are such."""
     for k in range(job[NUM_IGNORED]):
         ignored = np.float32(job[CODES + job[NUM_TERMS] + k])
         for i in range(n):
             labels[i] = IGNORED if labels[i] == ignored else labels[i]
-    last, wrong = np.float32(job[NUM_CLASSES] - 1), 0
-    for i in range(n):
+    last, wrong = np.float32(job[NUM_CLASSES] - 1), ZERO
+    for i in range(n):  # numbers in float32 are counted eight at a time
         label = labels[i]
-        is_class = label >= ZERO and label <= last and is_whole(label)
-        wrong += not (is_class or label == IGNORED)
-        labels[i] = label if is_class or label == IGNORED else OUTSIDE
-    if wrong > 0:
-        job[WRONG] = 1
+        fits = (label == IGNORED) | ((label >= ZERO) & (label <= last) & is_whole(label))
+        labels[i] = label if fits else OUTSIDE
+        wrong += ZERO if fits else ONE
+    return wrong > ZERO
 
 
 @njit(**LOOPS)
-def read_multiplier(job, b, c, v, n, labels, w, other, raw):
-    """Fill w with what the voxels' values are multiplied by; tell whether some do not count."""
-    if job[MASK + ADDRESS]:
-        read(job, MASK, b, c, v, n, w, raw)
-    else:
-        masked = job[IS_INDEX] and job[NUM_IGNORED] > 0
-        for i in range(n):
-            w[i] = ZERO if masked and labels[i] == IGNORED else ONE
-    if job[WEIGHT + ADDRESS]:
-        read(job, WEIGHT, b, FIRST, v, n, other, raw)
-        wrong = 0
-        for i in range(n):
-            wrong += not other[i] >= ZERO
-            w[i] = ZERO if w[i] == ZERO else other[i]
-        if wrong > 0:
-            job[WRONG] = 1
-    dropped = 0
+def mark_ignored(n, labels, counted):
+    """Fill counted with 0 where labels are IGNORED, with 1 elsewhere."""
     for i in range(n):
-        dropped += w[i] == ZERO
-    return dropped > 0
+        counted[i] = ZERO if labels[i] == IGNORED else ONE
+
+
+@njit(**LOOPS)
+def multiply(n, has_weight, counted, w):
+    """Set w, or 1, to 0 where voxels are not counted; tell whether a weight is wrong, and whether some do not count."""
+    wrong, dropped = ZERO, ZERO
+    for i in range(n):
+        weight = w[i] if has_weight else ONE
+        wrong += ZERO if weight >= ZERO else ONE
+        weight = ZERO if counted[i] == ZERO else weight
+        dropped += ONE if weight == ZERO else ZERO
+        w[i] = weight
+    return wrong > ZERO, dropped > ZERO
 
 
 @njit(**LOOPS)
@@ -385,36 +421,40 @@ def clear(values, w, n):
 
 
 @njit(**LOOPS)
-def read_dense(job, b, c, v, n, w, g, other, raw):
-    """Fill g with the reference of a class; labels are checked where the mask, whatever the weight, counts them."""
-    read(job, LABEL, b, c, v, n, g, raw)
-    if job[MASK + ADDRESS]:
-        read(job, MASK, b, c if job[MASKS_CHANNELS] else FIRST, v, n, other, raw)
-        clear(g, other, n)
-    wrong = 0
+def mark_dense(n, g, counted, w, gw):
+    """Set g to 0 where it does not count, fill gw with g times w; tell whether a label that is counted is wrong."""
+    wrong = ZERO
     for i in range(n):
-        wrong += not (g[i] >= -HALF and g[i] <= ONE + HALF)
-    if wrong > 0:
-        job[WRONG] = 1
-    clear(g, w, n)
+        fits = (counted[i] == ZERO) | ((g[i] >= -HALF) & (g[i] <= ONE + HALF))
+        wrong += ZERO if fits else ONE
+        g[i] = ZERO if w[i] == ZERO else g[i]
+        gw[i] = g[i] * w[i]
+    return wrong > ZERO
 
 
 @njit(**LOOPS)
-def softmax_tile(job, b, v, n, w, dropped, d, e, top, s, raw):
-    """Fill d with the logits less the largest of their voxel, e with e^d, s with the sum of e over the classes."""
-    num_classes = job[NUM_CLASSES]
-    for c in range(num_classes):
-        x = d[c]
-        read(job, LOGITS, b, c, v, n, x, raw)
-        if dropped:
-            clear(x, w, n)
-        if c == 0:
-            for i in range(n):
-                top[i] = x[i]
-                s[i] = ZERO
-        else:
-            for i in range(n):
-                top[i] = x[i] if x[i] > top[i] else top[i]
+def mark_index(k, n, labels, w, g, gw):
+    """Fill g with the reference of class k, and gw with the same times w."""
+    for i in range(n):
+        g[i] = ONE if labels[i] == k else ZERO
+        gw[i] = w[i] if labels[i] == k else ZERO
+
+
+@njit(**LOOPS)
+def raise_top(c, n, x, top, s):
+    """Keep the largest logit of each voxel in top, and set s to 0."""
+    if c == 0:
+        for i in range(n):
+            top[i] = x[i]
+            s[i] = ZERO
+    else:
+        for i in range(n):
+            top[i] = x[i] if x[i] > top[i] else top[i]
+
+
+@njit(**LOOPS)
+def softmax_tile(num_classes, n, logs, d, e, top, s, ls, dot):
+    """Make logits in d less by the largest of their voxel, fill e with e^d, s with 1 / sum of e, ls with its -log."""
     for c in range(num_classes):
         x, y = d[c], e[c]
         for i in range(n):
@@ -423,6 +463,21 @@ def softmax_tile(job, b, v, n, w, dropped, d, e, top, s, raw):
             x[i] = below
             y[i] = power
             s[i] += power
+    if logs:
+        for i in range(n):
+            ls[i] = log(s[i])
+    for i in range(n):
+        s[i] = ONE / s[i]
+        dot[i] = ZERO
+
+
+@njit(**LOOPS)
+def softmax_class(n, s, ls, x, p, lp):
+    """Fill p with the probabilities of a class, lp with their -log; that of 0 is finite, so that 0 times it is 0."""
+    for i in range(n):
+        p[i] *= s[i]
+        y = ls[i] - x[i]
+        lp[i] = LARGEST if y > LARGEST else y
 
 
 @njit(**LOOPS)
@@ -469,9 +524,14 @@ def sum_term(code, gamma, is_softmax, n, x, p, lp, lq, g, gw, w, phi):
         for i in range(n):
             a += lp[i] * w[i]
     elif code == FOCAL and is_softmax:
-        for i in range(n):
-            power, _ = powers(rest(p[i], lp[i]), gamma)
-            a += power * lp[i] * gw[i]
+        if gamma == np.float32(2):
+            for i in range(n):
+                q = rest(p[i], lp[i])
+                a += q * q * lp[i] * gw[i]
+        else:
+            for i in range(n):
+                power, _ = powers(rest(p[i], lp[i]), gamma)
+                a += power * lp[i] * gw[i]
     elif code == FOCAL or code == FOCAL_NEG:
         for i in range(n):
             scale, entropy, _ = sigmoid_focal(x[i], g[i], lp[i], gamma)
@@ -525,19 +585,67 @@ def add_sigmoid_focal_slope(code, slope, gamma, n, x, p, lp, g, gw, w, r):
 
 
 @njit(**LOOPS)
-def add_softmax_slopes(tp, pred, ce, logp, n, x, gw, w, a, r):
-    """Fill a and r with the derivatives by p and log p; the logarithm of what -inf ruled out is a constant."""
+def start_slopes(is_softmax, is_sigmoid, tp, pred, ce, ce_neg, logp, n, x, p, q, gw, w, a, r):
+    """Fill a with the derivatives by p, r with those by log p (softmax) or the logit (sigmoid)."""
     for i in range(n):
         a[i] = tp * gw[i] + pred * w[i]
-        r[i] = -(ce * gw[i] + logp * w[i]) if x[i] >= -LARGEST else ZERO
+        r[i] = ZERO
+    if is_softmax:  # the logarithm of what -inf ruled out is a constant
+        for i in range(n):
+            r[i] = -(ce * gw[i] + logp * w[i]) if x[i] >= -LARGEST else ZERO
+    elif is_sigmoid:
+        for i in range(n):
+            r[i] = ce_neg * (w[i] - gw[i]) * p[i] - (ce * gw[i] + logp * w[i]) * q[i]
 
 
 @njit(**LOOPS)
-def add_sigmoid_slopes(tp, pred, ce, ce_neg, logp, n, p, q, gw, w, a, r):
-    """Fill a and r with the derivatives by p and by the logit."""
+def index_sums(k, n, labels, w, s, ls, x, p, others, lp, g, gw):
+    """Return the sums of tp, pred, ref and ce of a class in one loop: softmax and index labels.
+
+    ``x`` are the logits less their voxel's largest, p their powers of e, ``s`` what makes probabilities of these.
+    Where these sums are not all that is asked for, p, lp, g and gw are filled.
+    """
+    tp, pred, ref, ce = ZERO, ZERO, ZERO, ZERO
+    if not others:
+        for i in range(n):
+            value, y = p[i] * s[i], ls[i] - x[i]
+            weight = w[i] if labels[i] == k else ZERO
+            tp += value * weight
+            pred += value * w[i]
+            ref += weight
+            ce += (LARGEST if y > LARGEST else y) * weight
+    else:
+        for i in range(n):
+            value, y = p[i] * s[i], ls[i] - x[i]
+            y = LARGEST if y > LARGEST else y
+            weight = w[i] if labels[i] == k else ZERO
+            p[i], lp[i], gw[i] = value, y, weight
+            g[i] = ONE if labels[i] == k else ZERO
+            tp += value * weight
+            pred += value * w[i]
+            ref += weight
+            ce += y * weight
+    return tp, pred, ref, ce
+
+
+@njit(**LOOPS)
+def index_slopes(k, n, labels, w, s, x, p, tp, pred, ce, dot):
+    """Fill p with the probabilities, x with the derivatives by log p, and add these to dot: no other slopes."""
     for i in range(n):
-        a[i] = tp * gw[i] + pred * w[i]
-        r[i] = ce_neg * (w[i] - gw[i]) * p[i] - (ce * gw[i] + logp * w[i]) * q[i]
+        weight = w[i] if labels[i] == k else ZERO
+        value = p[i] * s[i]
+        y = value * (tp * weight + pred * w[i]) - (ce * weight if x[i] >= -LARGEST else ZERO)
+        p[i], x[i] = value, y
+        dot[i] += y
+
+
+@njit(**LOOPS)
+def slope_of(job, slopes, wanted, b, c):
+    """Return the sum of the slopes of the terms with a code."""
+    slope = ZERO
+    for t in range(job[NUM_TERMS]):
+        slope += slopes[t, b, c] if job[CODES + t] == wanted else ZERO
+    return slope
 
 
 def run(job, gammas, partial, slopes):
@@ -548,87 +656,88 @@ def run(job, gammas, partial, slopes):
     """
     num_classes, num_voxels, tile = job[NUM_CLASSES], job[NUM_VOXELS], job[TILE]
     is_softmax, is_sigmoid = job[ACTIVATION] == SOFTMAX, job[ACTIVATION] == SIGMOID
-    is_backward, has_phi = job[GRADIENT + ADDRESS] != 0, job[DISTANCE + ADDRESS] != 0
-    logs = False
+    is_backward, is_index = job[GRADIENT + ADDRESS] != 0, job[IS_INDEX] != 0
+    has_mask, has_weight, has_map = job[MASK + ADDRESS] != 0, job[WEIGHT + ADDRESS] != 0, job[DISTANCE + ADDRESS] != 0
+    ignores = is_index and job[NUM_IGNORED] > 0
+    others, logs = job[COUNTER] < 0, job[COUNTER] < 0  # False
     for t in range(job[NUM_TERMS]):
         code = job[CODES + t]
-        logs |= code == FOCAL or code == FOCAL_NEG
-        logs |= not is_backward and (code == CE or code == CE_NEG or code == LOGP)
+        others |= (code != TP) & (code != PRED) & (code != REF) & (code != CE)
+        logs |= (code == FOCAL) | (code == FOCAL_NEG)
+        logs |= (not is_backward) & ((code == CE) | (code == CE_NEG) | (code == LOGP))
+    # The usual terms of index labels have loops of their own.
+    is_usual = is_softmax and is_index and (not is_backward or not others)
     rows = num_classes if is_softmax else FIRST + 1
     d, e, raw = np.empty((rows, tile), np.float32), np.empty((rows, tile), np.float32), np.empty(tile, np.int64)
-    m = np.empty((15, tile), np.float32)
+    m = np.ones((15, tile), np.float32)
     top, s, ls, lp, lq, q, g, gw = m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7]
-    w, phi, labels, other, a, r, dot = m[8], m[9], m[10], m[11], m[12], m[13], m[14]
+    w, phi, labels, counted, a, r, dot = m[8], m[9], m[10], m[11], m[12], m[13], m[14]
     while True:
         piece = _take(job)
         if piece >= job[PIECES]:
             break
         b, first = piece // job[NUM_PIECES], piece % job[NUM_PIECES] * job[PIECE]
         for v in range(first, min(first + job[PIECE], num_voxels), tile):
-            n = min(tile, num_voxels - v)
-            if job[IS_INDEX]:
-                read_labels(job, b, v, n, labels, raw)
-            dropped = read_multiplier(job, b, FIRST, v, n, labels, w, other, raw)
-            if is_softmax:
-                softmax_tile(job, b, v, n, w, dropped, d, e, top, s, raw)
-                if logs:
-                    for i in range(n):
-                        ls[i] = log(s[i])
-                for i in range(n):
-                    s[i] = ONE / s[i]
-                    dot[i] = ZERO
+            n, wrong, dropped = min(tile, num_voxels - v), False, False
+            if is_index:
+                read(job, LABEL, b, FIRST, v, n, labels, raw)
+                wrong |= mark_labels(job, n, labels)
             for c in range(num_classes):
                 x, p = (d[c], e[c]) if is_softmax else (d[0], e[0])
-                if job[MASKS_CHANNELS] and c > 0:
-                    dropped = read_multiplier(job, b, c, v, n, labels, w, other, raw)
-                if is_softmax:
-                    for i in range(n):
-                        p[i] *= s[i]
-                    if logs:
-                        for i in range(n):
-                            y = ls[i] - x[i]
-                            lp[i] = LARGEST if y > LARGEST else y
-                else:
-                    read(job, LOGITS, b, c, v, n, x, raw)
+                if c == 0 or job[MASKS_CHANNELS]:
+                    if has_mask:
+                        read(job, MASK, b, c if job[MASKS_CHANNELS] else FIRST, v, n, counted, raw)
+                    elif ignores:
+                        mark_ignored(n, labels, counted)
+                    if has_weight:
+                        read(job, WEIGHT, b, FIRST, v, n, w, raw)
+                    if has_mask or ignores or has_weight:
+                        is_wrong, dropped = multiply(n, has_weight, counted, w)
+                        wrong |= is_wrong
+                for k in range(num_classes if is_softmax and c == 0 else 0 if is_softmax else 1):
+                    y = d[k]
+                    read(job, LOGITS, b, k if is_softmax else c, v, n, y, raw)
                     if dropped:
-                        clear(x, w, n)
-                    if is_sigmoid:
-                        sigmoid_tile(n, x, logs, p, q, lp, lq)
-                    else:
-                        for i in range(n):
-                            p[i] = x[i]
-                if job[IS_INDEX]:
-                    k = np.float32(c)
-                    for i in range(n):
-                        g[i] = ONE if labels[i] == k else ZERO
-                        gw[i] = w[i] if labels[i] == k else ZERO
+                        clear(y, w, n)
+                    raise_top(k, n, y, top, s)
+                if is_softmax and c == 0:
+                    softmax_tile(num_classes, n, logs, d, e, top, s, ls, dot)
+                tp, pred, ref, ce = ZERO, ZERO, ZERO, ZERO
+                if is_backward:
+                    tp, pred = slope_of(job, slopes, TP, b, c), slope_of(job, slopes, PRED, b, c)
+                    ce = slope_of(job, slopes, CE, b, c)
+                if is_usual and is_backward:
+                    index_slopes(np.float32(c), n, labels, w, s, x, p, tp, pred, ce, dot)
+                    continue
+                if is_usual:
+                    tp, pred, ref, ce = index_sums(np.float32(c), n, labels, w, s, ls, x, p, others, lp, g, gw)
+                elif is_softmax:
+                    softmax_class(n, s, ls, x, p, lp)
+                elif is_sigmoid:
+                    sigmoid_tile(n, x, logs, p, q, lp, lq)
                 else:
-                    read_dense(job, b, c, v, n, w, g, other, raw)
                     for i in range(n):
-                        gw[i] = g[i] * w[i]
-                if has_phi:
+                        p[i] = x[i]
+                if not is_index:
+                    read(job, LABEL, b, c, v, n, g, raw)
+                    wrong |= mark_dense(n, g, counted, w, gw)
+                elif not is_usual:
+                    mark_index(np.float32(c), n, labels, w, g, gw)
+                if has_map:
                     read(job, DISTANCE, b, c, v, n, phi, raw)
                     if dropped:
                         clear(phi, w, n)
                 if not is_backward:
                     for t in range(job[NUM_TERMS]):
                         code = job[CODES + t]
-                        partial[piece, t, c] += sum_term(code, gammas[t], is_softmax, n, x, p, lp, lq, g, gw, w, phi)
+                        if is_usual and (code == TP or code == PRED or code == REF or code == CE):
+                            total = tp if code == TP else pred if code == PRED else ref if code == REF else ce
+                        else:
+                            total = sum_term(code, gammas[t], is_softmax, n, x, p, lp, lq, g, gw, w, phi)
+                        partial[piece, t, c] += total
                     continue
-                tp, pred, ce, ce_neg, logp = ZERO, ZERO, ZERO, ZERO, ZERO
-                for t in range(job[NUM_TERMS]):
-                    code, slope = job[CODES + t], slopes[t, b, c]
-                    tp += slope if code == TP else ZERO
-                    pred += slope if code == PRED else ZERO
-                    ce += slope if code == CE else ZERO
-                    ce_neg += slope if code == CE_NEG else ZERO
-                    logp += slope if code == LOGP else ZERO
-                if is_softmax:
-                    add_softmax_slopes(tp, pred, ce, logp, n, x, gw, w, a, r)
-                elif is_sigmoid:
-                    add_sigmoid_slopes(tp, pred, ce, ce_neg, logp, n, p, q, gw, w, a, r)
-                else:
-                    add_softmax_slopes(tp, pred, ZERO, ZERO, n, x, gw, w, a, r)
+                ce_neg, logp = slope_of(job, slopes, CE_NEG, b, c), slope_of(job, slopes, LOGP, b, c)
+                start_slopes(is_softmax, is_sigmoid, tp, pred, ce, ce_neg, logp, n, x, p, q, gw, w, a, r)
                 for t in range(job[NUM_TERMS]):
                     code, slope = job[CODES + t], slopes[t, b, c]
                     if code == FOCAL and is_softmax:
@@ -639,20 +748,21 @@ def run(job, gammas, partial, slopes):
                         add_plain_slope(code, slope, n, p, g, w, phi, a)
                 if is_softmax:
                     for i in range(n):
-                        y = p[i] * a[i] + r[i]
-                        x[i] = y
-                        dot[i] += y
+                        slope_ = p[i] * a[i] + r[i]
+                        x[i] = slope_
+                        dot[i] += slope_
                 else:
                     for i in range(n):
-                        r[i] += a[i] * (p[i] * q[i]) if is_sigmoid else a[i]
-                    if dropped:
-                        clear(r, w, n)
-                    write(job, b, c, v, n, r, raw)
-            if is_backward and is_softmax:
-                for c in range(num_classes):
-                    x, p = d[c], e[c]
-                    for i in range(n):
-                        x[i] -= p[i] * dot[i]
+                        x[i] = r[i] + (a[i] * (p[i] * q[i]) if is_sigmoid else a[i])
                     if dropped:
                         clear(x, w, n)
                     write(job, b, c, v, n, x, raw)
+            for c in range(num_classes if is_backward and is_softmax else 0):
+                x, p = d[c], e[c]
+                for i in range(n):
+                    x[i] -= p[i] * dot[i]
+                if dropped:
+                    clear(x, w, n)
+                write(job, b, c, v, n, x, raw)
+            if wrong:
+                job[WRONG] = 1
