@@ -26,7 +26,7 @@ from monai_losses_ext import errors
 
 # Voxels of a line, and lines, that one program has; reasoned rather than measured: 2048 minima in registers, 16 a
 # thread, so that each value that is read from a line is used 64 times, and 32 lines lie side by side in memory.
-BLOCK, LINES = 64, 32
+BLOCK, LINES = 128, 16
 
 
 @triton.jit
