@@ -76,7 +76,7 @@ def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: 
     """Return the sums of checked arguments as one tensor, ``[T, B, C]`` in the order of the terms."""
     logits = plain(input)
     if logits.ndim == 2:  # one voxel per sample
-        logits, target = logits.unsqueeze(2), target.with_voxel_axis()
+        logits, target = logits.unsqueeze(2), target.part((..., None))
     if backend == "reference":
         return terms.reference_sums(logits, target, terms_, activation)
     return _voxel_sums(

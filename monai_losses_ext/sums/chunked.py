@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,20 +28,18 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
     """Compute the gradient with respect to the logits, in their dtype and layout; ``grad_sums`` is ``[T, B, C]``."""
     grad = torch.empty_like(logits)
     for piece, x, part in _chunks(logits, target):
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            sums = T.reference_sums(leaf, part, terms, activation)
-        if sums.requires_grad:
-            grad[:, :, piece] = torch.autograd.grad(sums, leaf, grad_sums.to(sums), allow_unused=True)[0]
-        else:
-            grad[:, :, piece] = 0
+        # Within an operator autograd records nothing; a functional vector-Jacobian product works there.
+        sums, vjp = torch.func.vjp(functools.partial(_sums, part, terms, activation), x)
+        grad[:, :, piece] = vjp(grad_sums.to(sums))[0]
     return grad
+
+
+def _sums(target: Target, terms: Sequence[str], activation: str, logits: Tensor) -> Tensor:
+    return T.reference_sums(logits, target, terms, activation)
 
 
 def _chunks(logits: Tensor, target: Target) -> Iterator[tuple[slice, Tensor, Target]]:
     length = max(1, CHUNK_ELEMENTS * logits.shape[2] // max(1, logits.numel()))
     for start in range(0, logits.shape[2], length):
         piece = slice(start, start + length)
-        volumes = {name: getattr(target, name) for name in ("label", "weight", "distance", "mask")}
-        parts = {name: None if volume is None else volume[:, :, piece] for name, volume in volumes.items()}
-        yield piece, logits[:, :, piece], replace(target, **parts)
+        yield piece, logits[:, :, piece], target.part((slice(None), slice(None), piece))

@@ -37,6 +37,7 @@ class Target:
         weight: how much a voxel counts in every sum, ``[B, 1, *S]``, at least 0; None: 1.
         distance: signed distance maps, ``[B, C, *S]`` in mm; None where none came along.
         ignored: index labels of voxels that do not count. Read where the label is, so that no mask is made of them.
+        has_channel_axis: whether the label came with one.
         mask: True where a voxel counts, ``[B, 1, *S]``, or ``[B, C, *S]`` where channels differ in that; None: all.
             It is for dense labels; for index labels there is ``ignored``.
     """
@@ -48,14 +49,15 @@ class Target:
     distance: Tensor | None = None
     ignored: tuple[int, ...] = ()
     mask: Tensor | None = None
+    has_channel_axis: bool = True
 
     @staticmethod
-    def parse(target: Tensor | Mapping[str, Any], input: Tensor) -> Target:  # noqa: A002 - MONAI's name
+    def parse(target: Tensor | Mapping[str, Any] | Target, input: Tensor) -> Target:  # noqa: A002 - MONAI's name
         """Take a target apart and check it against its input; of the values nothing is read.
 
         Args:
             target: index labels ``[B, *S]`` or ``[B, 1, *S]``, dense labels ``[B, C, *S]``, any real dtype; or a
-                dictionary with such a ``label`` and any of the other :data:`KEYS`.
+                dictionary with such a ``label`` and any of the other :data:`KEYS`. One that was parsed stays as it is.
             input: logits or probabilities, ``[B, C, *S]``.
 
         Raises:
@@ -63,15 +65,15 @@ class Target:
             ShapeError: where input and target do not fit.
         """
         check_input(input)
-        parts: Mapping[str, Any] = target if isinstance(target, Mapping) else {LABEL: target}
-        if not isinstance(target, (Tensor, Mapping)) or not isinstance(parts.get(LABEL), Tensor):
-            got = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
-            raise fail("target", f"must be a tensor, or a dictionary with the tensor {LABEL!r}", got)
+        if isinstance(target, Target):
+            return target
+        label = label_of(target)
+        parts: Mapping[str, Any] = target if isinstance(target, Mapping) else {}
         for key in parts:
             if key not in KEYS:
                 raise fail("target", f"may hold {', '.join(KEYS)}", key, nearest(key, KEYS))
-        label = parts[LABEL]
         affine = label.affine if isinstance(label, MetaTensor) else None
+        has_channel_axis = label.ndim == input.ndim
         label = _with_channel_axis(_volume("target", label, input), input)
         weight, distance = parts.get(WEIGHT), parts.get(DISTANCE)
         if weight is not None:
@@ -81,7 +83,8 @@ class Target:
             if distance.shape != input.shape:
                 rule = f"must have the input's shape {list(input.shape)}"
                 raise ShapeError(f"{DISTANCE}: {rule}; got {list(distance.shape)}.")
-        return Target(label, label.shape[1] < input.shape[1], affine, weight, distance)
+        is_index = label.shape[1] < input.shape[1]
+        return Target(label, is_index, affine, weight, distance, has_channel_axis=has_channel_axis)
 
     def ignoring(self, ignore_index: IgnoreIndex, activation: str) -> Target:
         """Return the same target without the voxels of some labels.
@@ -114,10 +117,15 @@ class Target:
             return ~marked
         return ~marked.any(1, keepdim=True) & (label != 0).any(1, keepdim=True)
 
-    def with_voxel_axis(self) -> Target:
-        """Return the target of an input without spatial axes, ``[B, C]``, as one voxel per sample."""
-        volumes = {name: getattr(self, name) for name in ("label", "weight", "distance", "mask")}
-        return replace(self, **{name: v if v is None else v.unsqueeze(2) for name, v in volumes.items()})
+    def part(self, index: Any) -> Target:
+        """Return the target of a part of the volumes; the index is that of a tensor ``[B, C, *S]``."""
+
+        def cut(volume: Tensor | None) -> Tensor | None:
+            return None if volume is None else volume[index]
+
+        return replace(
+            self, label=self.label[index], weight=cut(self.weight), distance=cut(self.distance), mask=cut(self.mask)
+        )
 
     def counted(self) -> Tensor | None:
         """Return where voxels count, ``[B, 1 or C, *S]`` bool, whatever says so; None where all do."""
@@ -165,6 +173,22 @@ class Target:
         if self.weight is not None and self.weight.numel() and not (self.weight >= 0).all():
             wrong = self.weight[~(self.weight >= 0)][0].item()
             raise fail(WEIGHT, "must be at least 0 at every voxel", wrong)
+
+
+def label_of(target: Tensor | Mapping[str, Any] | Target) -> Tensor:
+    """Return the label of a target, as it came: for a loss that is not of this package.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if isinstance(target, Target):
+        as_given = target.label if target.has_channel_axis else target.label.squeeze(1)
+        return as_given if target.affine is None else MetaTensor(as_given, affine=target.affine)
+    label = target.get(LABEL) if isinstance(target, Mapping) else target
+    if not isinstance(label, Tensor):
+        got = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
+        raise fail("target", f"must be a tensor, or a dictionary with the tensor {LABEL!r}", got)
+    return label
 
 
 def check_input(input: Tensor) -> None:  # noqa: A002
