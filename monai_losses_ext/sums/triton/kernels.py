@@ -90,7 +90,7 @@ def load(
         if LABEL == "dense" or MASK == "channel":
             g = tl.where(kept, g, 0.0)
     if HAS_WEIGHT:
-        w = tl.where(counts, w, 0.0)[None, :]
+        w = tl.where(kept, w[None, :], 0.0)
     return x, g, w, kept, inside
 
 
