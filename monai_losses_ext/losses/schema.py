@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_losses_ext import arguments
 from monai_losses_ext.losses.factory import BY_NAME, COMPOUNDS, SAME, config_keys
-from monai_losses_ext.losses.weighting import LEARNED, WEIGHTINGS, weighting_keys
+from monai_losses_ext.losses.weighting_config import LEARNED, WEIGHTINGS, weighting_keys
 
 _BOTH_ACTIVATIONS = [
     {"properties": {"sigmoid": {"const": True}, key: {"const": True}}, "required": ["sigmoid", key]}
