@@ -15,9 +15,11 @@ need("handlers", "bundles", "ignite", "matplotlib", "nibabel")
 from .curves import CurvePicture
 from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport
+from .group import HandlerGroup
 from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
 from .schedule import WeightSchedule
+from .scheduled_trainer import ScheduledTrainer
 from .tracking import LossTracker
 from .training_state import BestModel, FinalModel, TrainingState
 
@@ -26,9 +28,11 @@ __all__ = [
     "CurvePicture",
     "EpochSeed",
     "FinalModel",
+    "HandlerGroup",
     "LossTracker",
     "PredictionPicture",
     "ResumableMLFlowHandler",
+    "ScheduledTrainer",
     "SegmentationReport",
     "TrainingState",
     "WeightSchedule",
