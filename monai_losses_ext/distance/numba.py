@@ -72,7 +72,7 @@ def _columns(
 
 
 def along_rows(labels, out, mm2, has_background, unit, first, stop):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Write the squared distances along the last axis, of rows ``[R, N]``; distances in ``unit`` where that is not 0."""
+    """Write the squared distances along the last axis, of rows ``[R, N]``; distances where ``unit`` is not 0."""
     length = labels.shape[1]
     for r in range(first, stop):
         row, values = labels[r], out[r]
@@ -236,7 +236,7 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
         # No folder that can be written to, a torn file, a full disk: a training does not end because of a cache.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"distance: the compiled CPU kernels cannot be kept or read ({reason}); they are compiled in every process. "
+            f"distance: the compiled CPU kernels cannot be kept or read ({reason}); each process compiles them. "
             "NUMBA_CACHE_DIR names a folder for them.",
             RuntimeWarning,
             stacklevel=2,

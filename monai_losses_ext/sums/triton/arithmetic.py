@@ -25,7 +25,7 @@ def one_like(x):
 
 @triton.jit
 def exp(x):
-    """Return exp(x), and 0 where float32 has no normal number for it."""
+    """Return the exponential, and 0 where float32 has no normal number for it."""
     if PTX:
         return _exp2(x * 1.4426950408889634)
     else:
