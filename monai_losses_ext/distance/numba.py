@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import from_dtype, njit, types
 from numpy.typing import NDArray
 
 Array = np.ndarray[Any, Any]
+Kernel = Callable[..., None]
 LANES = 64
 CHECKED = 4  # steps after which the best distances are looked at again
 FAR = np.int32(2**22)  # voxels; float32 has all whole numbers up to four times that
@@ -48,7 +49,7 @@ def distances(labels: Array, spacing: Sequence[float], has_background: bool) -> 
         spacing: voxel size along each axis.
         has_background: whether label 0 is background, whose distances are 0 and not measured.
     """
-    rows, columns = _kernels()
+    rows, columns = _kernels(labels.dtype)
     labels = np.ascontiguousarray(labels)
     out = np.empty(labels.shape, np.float32)
     length = labels.shape[-1]
@@ -65,7 +66,7 @@ def distances(labels: Array, spacing: Sequence[float], has_background: bool) -> 
 
 
 def _columns(
-    kernel: Callable[..., None], labels: Array, values: Array, mm2: np.float32, has_background: bool, unit: np.float32
+    kernel: Kernel, labels: Array, values: Array, mm2: np.float32, has_background: bool, unit: np.float32
 ) -> None:
     tiles = values.shape[0] * -(-values.shape[2] // LANES)
     _spread(lambda a, b: kernel(labels, values, mm2, has_background, unit, a, b), tiles, values.size)
@@ -223,15 +224,15 @@ def _spread(work: Callable[[int, int], None], number: int, voxels: int) -> None:
         other.result()
 
 
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
+def _kernels(dtype: np.dtype[Any]) -> tuple[Kernel, Kernel]:
     with _LOCK:  # functools.cache alone would let two threads compile at once
-        return _compiled()
+        return _compiled(dtype)
 
 
 @functools.cache
-def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
+def _compiled(dtype: np.dtype[Any]) -> tuple[Kernel, Kernel]:
     try:
-        return _build(cache=True)
+        return _build(dtype, cache=True)
     except Exception as error:
         # No folder that can be written to, a torn file, a full disk: a training does not end because of a cache.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -241,15 +242,15 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
             RuntimeWarning,
             stacklevel=2,
         )
-        return _build(cache=False)
+        return _build(dtype, cache=False)
 
 
-def _build(cache: bool) -> tuple[Callable[..., None], Callable[..., None]]:
-    def signatures(axes: int) -> list[Any]:
-        flat = [types.Array(kind, axes, "C") for kind in (types.uint8, types.int32, types.float32)]
-        rest = (types.float32, types.boolean, types.float32, types.int64, types.int64)
-        return [types.void(labels, flat[2], *rest) for labels in flat[:2]]
+def _build(dtype: np.dtype[Any], cache: bool) -> tuple[Kernel, Kernel]:
+    rest = (types.float32, types.boolean, types.float32, types.int64, types.int64)
 
-    return tuple(  # type: ignore[return-value]
-        njit(signatures(axes), cache=cache, **OPTIONS)(kernel) for kernel, axes in ((along_rows, 2), (along_columns, 3))
-    )
+    def build(kernel: Kernel, axes: int) -> Kernel:
+        volumes = (types.Array(kind, axes, "C") for kind in (from_dtype(dtype), types.float32))
+        compiled: Kernel = njit([types.void(*volumes, *rest)], cache=cache, **OPTIONS)(kernel)
+        return compiled
+
+    return build(along_rows, 2), build(along_columns, 3)
