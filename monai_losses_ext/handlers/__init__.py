@@ -8,12 +8,18 @@ handlers find them; only ResumableMLFlowHandler knows of MLflow.
 
 from __future__ import annotations
 
+from monai_losses_ext.extras import need
+
+need("handlers", "bundles", "ignite", "matplotlib", "nibabel")
+
 from .curves import CurvePicture
 from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport
+from .group import HandlerGroup
 from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
 from .schedule import WeightSchedule
+from .scheduled_trainer import ScheduledTrainer
 from .tracking import LossTracker
 from .training_state import BestModel, FinalModel, TrainingState
 
@@ -22,9 +28,11 @@ __all__ = [
     "CurvePicture",
     "EpochSeed",
     "FinalModel",
+    "HandlerGroup",
     "LossTracker",
     "PredictionPicture",
     "ResumableMLFlowHandler",
+    "ScheduledTrainer",
     "SegmentationReport",
     "TrainingState",
     "WeightSchedule",
