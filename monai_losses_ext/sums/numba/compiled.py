@@ -9,7 +9,6 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 from numba import njit, types
 
