@@ -28,11 +28,16 @@ def kernel() -> Kernel:
 
 @functools.cache
 def _kernel() -> Kernel:
+    return build(K.run, SIGNATURE)
+
+
+def build(function: Callable[..., None], signature: Any) -> Kernel:
+    """Compile a function, or read it from the cache; what is wrong with the cache is one warning."""
     word = threading.Timer(SECONDS_BEFORE_A_WORD, _say_that_it_takes_a_while)
     word.daemon = True
     word.start()
     try:
-        return _build(cache=True)
+        return _compiled(function, signature, cache=True)
     except Exception as error:
         # No folder that can be written to, a torn file, a full disk: a training does not end because of a cache.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -42,13 +47,13 @@ def _kernel() -> Kernel:
             RuntimeWarning,
             stacklevel=2,
         )
-        return _build(cache=False)
+        return _compiled(function, signature, cache=False)
     finally:
         word.cancel()
 
 
-def _build(cache: bool) -> Kernel:
-    compiled: Kernel = njit([SIGNATURE], cache=cache, **K.ENTRY)(K.run)
+def _compiled(function: Callable[..., None], signature: Any, cache: bool) -> Kernel:
+    compiled: Kernel = njit([signature], cache=cache, **K.ENTRY)(function)
     return compiled
 
 
