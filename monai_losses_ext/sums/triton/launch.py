@@ -20,9 +20,9 @@ from monai_losses_ext.sums.triton.kernels import gradient_kernel, sums_kernel, t
 OLDEST, VERSION = (3, 4), tuple(map(int, triton.__version__.split(".")[:2]))
 # Of the sums' kernel, by size: enough programs to keep a GPU busy, of which each adds up many tiles.
 PROGRAMS, MOST_TILES = 1024, 64
-# By classes, rounded up to a power of 2: the voxels of a tile, how many of them in a row are one thread's, the warps that
-# share it, and how many tiles of the sums' kernel are on their way from memory or worked on. Up to 16 classes, a thread
-# has all classes of its voxels, and a softmax needs no other thread. The fastest of those measured on an H200.
+# By classes, rounded up to a power of 2: the voxels of a tile, how many of them in a row are one thread's, the warps
+# that share it, and how many tiles of the sums' kernel are on their way from memory or worked on. Up to 16 classes, a
+# thread has all classes of its voxels, and a softmax needs no other thread. The fastest of those measured on an H200.
 SUMS_TILES = {
     4: (256, 4, 2, 3), 8: (512, 4, 4, 3), 16: (128, 4, 1, 2), 32: (128, 4, 2, 2),
     64: (64, 4, 2, 2), 128: (32, 4, 2, 3), 256: (32, 4, 4, 2),
