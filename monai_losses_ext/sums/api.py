@@ -74,7 +74,7 @@ def voxel_sums(
 
 def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: str, backend: str = "auto") -> Tensor:  # noqa: A002
     """Return the sums of checked arguments as one tensor, ``[T, B, C]`` in the order of the terms."""
-    logits = plain(input)
+    logits = input if type(input) is Tensor else plain(input)
     if logits.ndim == 2:  # one voxel per sample
         logits, target = logits.unsqueeze(2), target.part((..., None))
     if backend == "reference":
@@ -95,6 +95,8 @@ def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: 
 
 def _resolved(backend: str, logits: Tensor) -> str:
     """Return the backend for this input; what was asked for by name is that or an error."""
+    if backend not in BACKENDS:
+        one_of("backend", backend, BACKENDS)
     on_cpu, few = logits.device.type == "cpu", logits.shape[1] <= TRITON_MAX_CLASSES
     if backend == "auto":
         has_kernels = HAS_NUMBA if on_cpu else HAS_TRITON and logits.is_cuda and few
