@@ -126,7 +126,9 @@ def _holds_heads(input: Tensor, target: TargetLike) -> bool:  # noqa: A002
 def _parsed(target: TargetLike, head: Tensor) -> Target:
     """Return the target, checked against a head, whose resolution may be lower."""
     label = label_of(target)
-    size = label.shape[max(1, label.ndim - head.ndim + 2) :]
+    if label.ndim not in (head.ndim - 1, head.ndim):
+        return Target.parse(target, head)  # which says what is wrong
+    size = label.shape[label.ndim - head.ndim + 2 :]
     full = head.detach().new_empty(1).expand(*head.shape[:2], *size)
     return Target.parse(target, full)
 
