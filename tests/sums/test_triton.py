@@ -375,11 +375,12 @@ def test_a_logit_takes_few_instructions():
     """
     kernels = machine_code("steps")
     assert len(kernels) == 3 * 10
-    assert max(row["stack"] for row in kernels) < 64
+    # A few bytes, and exchanges: with 118 classes the tiles that have them are the fastest of those measured.
+    assert max(row["stack"] for row in kernels) < 128
     for row in kernels[: 3 * 6]:
         if row["kernel"] != "total_kernel":
             assert row["instructions"] < 50, row
-            assert row["exchanges"] < (2 if row["classes"] > 16 else 0.7), row
+            assert row["exchanges"] < (2.2 if row["classes"] > 16 else 0.7), row
     fourteen = [row["instructions"] for row in kernels[: 3 * 6] if row.get("classes") == 14]
     assert max(fourteen[:2]) < 28
 
