@@ -387,10 +387,10 @@ def test_a_logit_takes_few_instructions():
 
 def test_what_it_cannot_do_is_said_in_one_line(monkeypatch):
     labels = torch.zeros(1, 4, dtype=torch.long, device=DEVICE)
-    rule = r"^backend: 'triton' takes up to 256 classes of float16, bfloat16 or float32; got"
-    with pytest.raises(ValueError, match=rf"{rule} '3 classes of float64'\. Take 'chunked'\.$"):
+    rule = r"^backend: 'triton' takes float16, bfloat16 or float32 of up to 256 classes; got"
+    with pytest.raises(ValueError, match=rf"{rule} '3 classes of float64 on (cpu|cuda)'\. Take 'chunked'\.$"):
         voxel_sums(torch.zeros(1, 3, 4, dtype=torch.float64, device=DEVICE), labels, ["tp"], backend="triton")
-    with pytest.raises(ValueError, match=rf"{rule} '257 classes of float32'"):
+    with pytest.raises(ValueError, match=rf"{rule} '257 classes of float32"):
         voxel_sums(torch.zeros(1, 257, 4, device=DEVICE), labels, ["tp"], backend="triton")
     code = (
         "import torch; from monai_losses_ext.sums import voxel_sums;"
@@ -398,7 +398,7 @@ def test_what_it_cannot_do_is_said_in_one_line(monkeypatch):
     )
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert run.stderr.splitlines()[-1].startswith("ValueError: backend: 'triton' needs a CUDA device")
+    assert "backend: 'triton' needs a CUDA device" in run.stderr.splitlines()[-1]
     with monkeypatch.context() as patch:
         patch.setattr(launch, "VERSION", (3, 3))
         with pytest.raises(ValueError, match=r"^backend: 'triton' needs Triton 3\.4 or newer"):
