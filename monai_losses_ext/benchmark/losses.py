@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ def measure_losses(bundle: Path, dataset_dir: Path, folder: Path, epochs: int) -
         root = folder / name
         command = train(bundle, dataset_dir, root, run, epochs)
         measured = evaluate_training(bundle, dataset_dir, root, "model_final.pt")
-        ends = _first_and_last(root / "output" / "curves.csv")
+        ends = _first_and_last(root / "curves.csv")
         rows.append({"loss": run.title, "command": command, **measured, **ends})
     return rows
 
@@ -84,7 +85,9 @@ def train(bundle: Path, dataset_dir: Path, root: Path, run: Run, epochs: int) ->
     if not _is_trained(root, files, options, dataset_dir):
         command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
         command += ["--config_file", str([str(path) for path in files])]
-        command += ["--bundle_root", str(root), "--dataset_dir", str(dataset_dir.resolve()), *_words(options)]
+        command += ["--output_dir", str(root.parent), "--run_name", root.name]
+        command += ["--dataset_dir", str(dataset_dir.resolve()), *_words(options)]
+        shutil.rmtree(root, ignore_errors=True)  # of a training that did not come to its end, or another one
         subprocess.run(command, check=True)
     config = stored_config(root)
     words = _words({key: config[key] for key in options})
