@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_losses_ext.benchmark.quality import differing_keys, evaluate_training, started_and_ended, stored_config
+from monai_losses_ext.errors import fail
 from monai_losses_ext.shipped import shipped_folder
 
 REGIONS = [
@@ -80,14 +80,19 @@ def train(bundle: Path, dataset_dir: Path, root: Path, run: Run, epochs: int) ->
         root: where the training goes.
         run: its overlays and options.
         epochs: its length.
+
+    Raises:
+        UserError: where the folder holds another training.
     """
     files, options = command_of(bundle, run, epochs)
     if not _is_trained(root, files, options, dataset_dir):
+        if root.exists():
+            rule = "must be another one, since nothing is overwritten: it holds another training, or half of one"
+            raise fail("--folder", rule, str(root))
         command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
         command += ["--config_file", str([str(path) for path in files])]
         command += ["--output_dir", str(root.parent), "--run_name", root.name]
         command += ["--dataset_dir", str(dataset_dir.resolve()), *_words(options)]
-        shutil.rmtree(root, ignore_errors=True)  # of a training that did not come to its end, or another one
         subprocess.run(command, check=True)
     config = stored_config(root)
     words = _words({key: config[key] for key in options})
