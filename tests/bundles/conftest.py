@@ -19,7 +19,7 @@ N_CASES = 6
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a fresh rendering of the hippocampus bundle, so that nothing lands in the checkout."""
-    out = tmp_path_factory.mktemp("rendered")
+    out = tmp_path_factory.mktemp("rendered") / "bundles"
     render(out)
     return out / "msd_hippocampus_mri_segmentation"
 
