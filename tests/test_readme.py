@@ -50,7 +50,7 @@ def test_the_first_block_makes_the_environment_that_the_others_run_in():
         '.venv/bin/pip install -e ".[bundles,fast]" -c constraints.txt',
         ".venv/bin/python -m monai_losses_ext quickstart",
     ]
-    assert {extra for extra in re.findall(r"^\| `(\w+)` \| [^`]", README, re.MULTILINE)} - {"dev"} <= EXTRAS.keys()
+    assert set(re.findall(r"^\| `(\w+)` \| [^`]", README, re.MULTILINE)) - {"dev"} <= EXTRAS.keys()
 
 
 def test_the_test_command_is_found_where_ci_looks_for_it():

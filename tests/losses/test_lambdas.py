@@ -77,3 +77,11 @@ def test_no_region_of_a_sigmoid_is_left_out_by_default(kind):
     assert get_loss({"type": kind, "sigmoid": True}).include_background is True
     assert get_loss(kind, sigmoid=True, include_background=False).include_background is False
     assert get_loss({"type": kind, "include_background": False}, sigmoid=True).include_background is False
+
+
+def test_monais_classes_by_name_keep_both():
+    loss = get_loss("monai.DiceCELoss", softmax=True, lambda_dice=0.4, lambda_ce=0.2, lambda_focal=3.0)
+    assert (loss.lambda_dice, loss.lambda_ce) == (0.4, 0.2)
+    assert get_loss({"type": "monai.DiceCELoss", "lambda_ce": 0.9}, lambda_ce=0.2).lambda_ce == 0.9
+    assert get_loss("monai.HausdorffDTLoss", sigmoid=True).include_background is True
+    assert get_loss("monai.HausdorffDTLoss", softmax=True).include_background is False
