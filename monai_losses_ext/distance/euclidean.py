@@ -10,7 +10,6 @@ centre, and neither counts what lies outside of the volume.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from scipy import ndimage
 
 from monai_losses_ext import _fallback, errors
+from monai_losses_ext.extras import is_installed
 
 BACKENDS = ("auto", "edt", "scipy", "triton")
 
@@ -29,22 +29,20 @@ def resolve(backend: str, device: torch.device) -> str:
     """Return the backend that does the work: ``auto`` is the fastest that works for labels on this device.
 
     Raises:
-        ValueError: for an unknown backend, or one that is not installed.
+        UserError: for an unknown backend, or one that is not installed.
     """
     errors.one_of("distance backend", backend, BACKENDS)
-    if backend == "auto" and device.type == "cuda" and _installed("triton") and _triton_works():
+    if backend == "auto" and device.type == "cuda" and is_installed("triton") and _triton_works():
         return "triton"
     if backend == "auto":
-        return "edt" if _installed("edt") else "scipy"
-    if backend == "edt" and not _installed("edt"):
-        raise ValueError("distance backend: 'edt' is not installed; pip install monai_losses_ext[fast], or take scipy.")
-    if backend == "triton" and not _installed("triton"):
-        raise ValueError("distance backend: 'triton' is not installed; pip install triton, or take scipy.")
+        return "edt" if is_installed("edt") else "scipy"
+    if backend == "edt" and not is_installed("edt"):
+        raise errors.UserError(
+            "distance backend: 'edt' is not installed; pip install \"monai_losses_ext[fast]\", or take scipy."
+        )
+    if backend == "triton" and not is_installed("triton"):
+        raise errors.UserError("distance backend: 'triton' is not installed; pip install triton, or take scipy.")
     return backend
-
-
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 @functools.cache

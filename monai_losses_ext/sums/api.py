@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from monai_losses_ext import _fallback
 from monai_losses_ext.errors import fail, one_of
+from monai_losses_ext.extras import is_installed
 from monai_losses_ext.sums import chunked, terms
 from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 # auto: the fastest that the device has. reference: the definition itself, with volume-sized temporaries.
 BACKENDS = ("auto", "chunked", "triton", "reference")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = is_installed("triton")
 TRITON_MAX_CLASSES = 256
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

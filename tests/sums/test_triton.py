@@ -141,6 +141,7 @@ def test_maps_and_weights_of_lower_precision(activation):
     x, target, phi = problem(activation, "index", None, 3, (4, 5), torch.float32)
     agree(x, target, phi.half(), activation, None, weight=voxel_weight(x).bfloat16())
 
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_lower_precision(dtype, activation):
