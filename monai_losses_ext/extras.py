@@ -23,7 +23,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "jinja2": "jinja2",
         "yaml": "PyYAML",
     },
-    "fast": {"edt": "edt", "numba": "numba"},
+    "fast": {"numba": "numba"},
     "compare": {"optuna": "optuna"},
     "maps": {"skimage": "scikit-image"},
     "test": {"jsonschema": "jsonschema"},
