@@ -83,6 +83,9 @@ class Task:
     intensity: dict[str, Any]  # see INTENSITY_RULES
     training: Training
     phantom: dict[str, Any]  # see rows.py and phantoms.py
+    authors: str = ""  # of the bundle, where it is not one of the Decathlon's
+
+    __optional_keys__ = frozenset({"authors"})
 
     def __post_init__(self) -> None:
         one_of("modality", self.modality, ("MRI", "CT"))
