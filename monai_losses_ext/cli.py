@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from monai_losses_ext.data.check import check_dataset
 from monai_losses_ext.data.download import download
 from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.data.tasks import TASKS, get_task
+from monai_losses_ext.errors import UserError, fail
 from monai_losses_ext.files import why_unwritable
 from monai_losses_ext.quickstart import CASES, EPOCHS, quickstart
 
@@ -32,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from monai_losses_ext.benchmark.__main__ import main as benchmark  # its imports are not for every command
 
         return benchmark(argv[1:])
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         return int(arguments.command(arguments))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -84,8 +86,18 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(command=_phantoms)
     text = "Read every case of a dataset and list what would break a training; exit status 1 if there is anything."
     parser = actions.add_parser("check", help="find what would break a training", description=text)
-    parser.add_argument("--task", help="needed where neither the folder's name nor dataset.json tells it")
+    parser.add_argument("--task", help="task of the Decathlon whose row counts (default: what dataset.json tells)")
     parser.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder with dataset.json")
+    parser.add_argument(
+        "--ignore_label",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="values of voxels that nobody labelled, as in the bundle",
+    )
+    parser.add_argument(
+        "--label_map", metavar="JSON", help="classes of the values in the label files, as in the bundle: '{\"17\": 1}'"
+    )
     parser.set_defaults(command=_check_data)
     text = "Fetch a task of the Medical Segmentation Decathlon and unpack it to DIR/TASK; what is there is kept."
     parser = actions.add_parser("download", help="fetch a task of the Decathlon", description=text)
@@ -135,16 +147,27 @@ def _phantoms(arguments: argparse.Namespace) -> int:
 
 
 def _check_data(arguments: argparse.Namespace) -> int:
-    report = check_dataset(arguments.dataset_dir, arguments.task, progress=True)
+    label_map = _label_map(arguments.label_map)
+    report = check_dataset(arguments.dataset_dir, arguments.task, True, arguments.ignore_label, label_map)
     if report.problems:
-        print(report.table())
-        cases = len({problem.case for problem in report.problems})
-        raise ValueError(
+        print("\n".join([report.table(), *report.warnings()]))
+        cases = len({problem.case for problem in report.problems if problem.case})
+        raise UserError(
             f"dataset_dir: {arguments.dataset_dir}: {len(report.problems)} problems in {cases} of {len(report.cases)} "
             "cases, listed above"
         )
     print(report.summary())
     return 0
+
+
+def _label_map(text: str | None) -> dict[str, int] | None:
+    """Return the label map that was typed as JSON, or as Python with its single quotes."""
+    if text is None:
+        return None
+    try:
+        return dict(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError):
+        raise fail("label_map", 'must be JSON, as {"17": 1, "53": 2}', text) from None
 
 
 def _download(arguments: argparse.Namespace) -> int:

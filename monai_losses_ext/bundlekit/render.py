@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monai.apps import DecathlonDataset
 
 from monai_losses_ext.bundlekit.memory import training_memory_gb
-from monai_losses_ext.data.tasks import TASKS, Task
+from monai_losses_ext.data.tasks import TASKS, Task, read_tasks
 from monai_losses_ext.errors import fail
 
 TEMPLATE = Path(__file__).with_name("template")
@@ -173,4 +173,4 @@ def _all_files() -> dict[str, str]:
     if not RESULTS.is_dir():  # as in an installed package: every README would say that nothing was measured
         rule = "must be rendered and checked in a clone of the repository, which has what was measured"
         raise fail("bundles", rule, f"no {RESULTS}")
-    return {name: text for task in TASKS.values() for name, text in render_task(task).items()}
+    return {name: text for task in read_tasks().values() for name, text in render_task(task).items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -35,7 +36,6 @@ from monai_losses_ext.bundlekit import zoo
 from monai_losses_ext.bundlekit.render import OF_RUNS
 from monai_losses_ext.data.phantoms import LEAST_VOXELS, make_phantoms
 from monai_losses_ext.data.tasks import Task
-from monai_losses_ext.engine import check_weights
 from monai_losses_ext.errors import fail
 
 N_CASES = 3  # two to train on, one to validate with
@@ -254,7 +254,8 @@ class _Trial:
         if (self.bundle / WEIGHTS).is_file():  # the real thing: the row's own network
             weights, overrides = self.bundle / WEIGHTS, {}
             parser = ConfigParser(ConfigParser.load_config_file(config))
-            check_weights(weights, parser.get_parsed_content("network_def"))
+            scripts = importlib.import_module("scripts.weights")  # the bundle's own
+            scripts.check_weights(str(weights), parser.get_parsed_content("network_def"))
         ckpt_export(
             filepath=str(self.root / "models" / "model.ts"),
             ckpt_file=str(weights),

@@ -6,6 +6,5 @@ from __future__ import annotations
 
 from .config import RunningConfig
 from .options import check_data, check_processes
-from .weights import check_weights
 
-__all__ = ["RunningConfig", "check_data", "check_processes", "check_weights"]
+__all__ = ["RunningConfig", "check_data", "check_processes"]
