@@ -55,7 +55,7 @@ def check_options(parser: ConfigParser) -> None:
     check_labels(parser.get_parsed_content("labels"))
 
 
-def check_labels(labels: Mapping[str, str]) -> None:
+def check_labels(labels: Mapping[int | str, str]) -> None:
     """Check that labels are ``{"0": "background", "1": ..., ...}``: a name for each channel of the network.
 
     Raises:
