@@ -3,17 +3,21 @@
 """Ignite handlers for MONAI's trainers and evaluators: tracking, evaluation in millimetres, pictures.
 
 They put numbers into ``engine.state.metrics`` and files on the disk, where MONAI's own MLflow, TensorBoard and stats
-handlers find them; only ResumableMLFlowHandler knows of MLflow.
+handlers find them; only ResumableMLFlowHandler knows of MLflow. What a user can mend is a ``UserError`` of one line;
+nothing here ends the process.
 """
 
 from __future__ import annotations
 
 from .curves import CurvePicture
+from .divergence import StopOnDivergence
 from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport
 from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
 from .schedule import WeightSchedule
+from .signals import StopOnSignal
+from .stopping import Interrupted
 from .tracking import LossTracker
 from .training_state import BestModel, FinalModel, TrainingState
 
@@ -22,10 +26,13 @@ __all__ = [
     "CurvePicture",
     "EpochSeed",
     "FinalModel",
+    "Interrupted",
     "LossTracker",
     "PredictionPicture",
     "ResumableMLFlowHandler",
     "SegmentationReport",
+    "StopOnDivergence",
+    "StopOnSignal",
     "TrainingState",
     "WeightSchedule",
 ]
