@@ -15,6 +15,7 @@ from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport
 from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
+from .progress import ProgressLog
 from .schedule import WeightSchedule
 from .signals import StopOnSignal
 from .stopping import Interrupted
@@ -29,6 +30,7 @@ __all__ = [
     "Interrupted",
     "LossTracker",
     "PredictionPicture",
+    "ProgressLog",
     "ResumableMLFlowHandler",
     "SegmentationReport",
     "StopOnDivergence",
