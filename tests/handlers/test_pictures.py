@@ -140,7 +140,7 @@ def test_cases_from_worst_to_best(write_case: Callable[..., dict[str, str]], tmp
     run(cases, [PredictionPicture(tmp_path / "predictions.png", LABELS, n_cases=3)])
     assert [label.split("\n") for label in drawn[0]] == [
         ["length_2", "Dice 0.400", "(lowest of 7)"],
-        ["length_5", f"Dice {2 * 5 / 13:.3f}", "(rank 4 of 7)"],
+        ["length_5", f"Dice {2 * 5 / 13:.3f}", "(median of 7)"],
         ["length_8", "Dice 1.000", "(highest of 7)"],
     ]
 
