@@ -27,11 +27,11 @@ from monai_losses_ext.data.rows import Count, NotNegative, Number, Share
 from monai_losses_ext.data.tasks import check_patch
 from monai_losses_ext.errors import fail, nearest
 from monai_losses_ext.files import why_unwritable
-from monai_losses_ext.losses.base import DISTANCE, LABEL
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.factory import get_loss
 from monai_losses_ext.metrics import foreground_labels
 from monai_losses_ext.schedules import get_schedules, weights_at
+from monai_losses_ext.sums.target import DISTANCE, LABEL
 
 # What the values of the config may be that users set most, by name.
 OPTIONS = TypedDict(

@@ -36,7 +36,7 @@ def problem(activation, kind, ignore, num_classes, shape, dtype=torch.float64, b
 def value_and_gradient(x, target, phi, activation, ignore, backend):
     """Return all sums, and the gradient of a random linear function of them."""
     x = x.detach().clone().requires_grad_()
-    sums = voxel_sums(x, target, terms_of(activation), activation, ignore, phi, backend)
+    sums = voxel_sums(x, {"label": target, "distance": phi}, terms_of(activation), activation, ignore, backend)
     generator = torch.Generator().manual_seed(1)
     weights = {term: torch.randn(value.shape, generator=generator).to(value) for term, value in sums.items()}
     (gradient,) = torch.autograd.grad(sum((value * weights[term]).sum() for term, value in sums.items()), x)

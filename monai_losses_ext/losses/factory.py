@@ -16,9 +16,11 @@ from torch import nn
 
 from monai_losses_ext import errors
 from monai_losses_ext.arguments import Limits, number
+from monai_losses_ext.extras import need
 from monai_losses_ext.losses import LOSSES, MONAI_LOSSES
 from monai_losses_ext.losses.base import VoxelLoss
 from monai_losses_ext.losses.compound import CompoundLoss
+from monai_losses_ext.losses.lambdas import with_lambdas
 
 # Arguments of the constructors that are not for a config, and why.
 NOT_IN_CONFIG = {
@@ -51,10 +53,11 @@ def get_loss(
             weights are learned, and ``"weighting": "softmax"`` or ``{"type": "softmax", "floor": 0.1, ...}`` says how
             (see :class:`CompoundLoss`).
         device: where the loss's buffers and learned weights go.
-        defaults: arguments for every loss that takes them and whose config does not set them; ``lambda_...`` and what
-            only another of MONAI's losses takes (``w_type``) are dropped, and ``reduction`` may only be ``"mean"``. So
-            a bundle's own flags (``sigmoid``, ``include_background``, ``batch``, ...) reach the loss that replaces its
-            own.
+        defaults: arguments for every loss that takes them and whose config does not set them; what only another of
+            MONAI's losses takes (``w_type``) is dropped, and ``reduction`` may only be ``"mean"``. So a bundle's own
+            flags (``sigmoid``, ``include_background``, ``batch``, ...) reach the loss that replaces its own; its
+            ``lambda_...`` become the weights of Dice and cross-entropy, or Dice and focal loss, whose config leaves
+            them open (none, or equal ones).
 
     Returns:
         A module called with ``(input, target)``.
@@ -71,7 +74,7 @@ def get_loss(
         Traceback (most recent call last):
         ValueError: loss: focal: gamma: must be a number of at least 0; got -1.
     """
-    config = read_config(config)
+    config = with_lambdas(read_config(config), defaults)
     defaults = {key: value for key, value in defaults.items() if not key.startswith("lambda_")}
     single = [loss for name, loss in BY_NAME.items() if name != "compound"]
     known = sorted({key for loss in single for key in inspect.signature(loss).parameters})
@@ -131,6 +134,7 @@ def _parse_json(path: Path, text: str) -> Any:
 
 
 def _parse_yaml(path: Path, text: str) -> Any:
+    need(f"loss: {path}", "bundles", "yaml")
     import yaml  # only YAML files need it
 
     try:
@@ -158,6 +162,9 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
     arguments = {key: value for key, value in defaults.items() if key in allowed} | arguments
     activation = _activation(place, config, defaults)
     arguments = {key: value for key, value in arguments.items() if key not in ACTIVATION_KEYS}
+    if activation["sigmoid"] and "include_background" in allowed:
+        # MONAI's Hausdorff losses leave channel 0 out by default; of a sigmoid it is a class like the others.
+        arguments.setdefault("include_background", True)
     arguments |= {"use_softmax": activation["softmax"]} if "use_softmax" in allowed else activation
     try:
         loss = BY_NAME[kind](**arguments)
