@@ -45,7 +45,7 @@ def render_task(task: Task) -> dict[str, str]:
     files = {}
     for path in sorted(TEMPLATE.rglob("*")):
         name = path.relative_to(TEMPLATE).as_posix()
-        if path.is_dir() or name == "macros.j2":
+        if path.is_dir() or name == "macros.j2" or any(map(_of_runs, path.relative_to(TEMPLATE).parts)):
             continue
         text = environment.get_template(name).render(context) if path.suffix == ".j2" else path.read_text("utf-8")
         name = name.removesuffix(".j2")

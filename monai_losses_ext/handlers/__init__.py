@@ -13,10 +13,12 @@ from .curves import CurvePicture
 from .divergence import StopOnDivergence
 from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport
+from .group import HandlerGroup
 from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
 from .progress import ProgressLog
 from .schedule import WeightSchedule
+from .scheduled_trainer import ScheduledTrainer
 from .signals import StopOnSignal
 from .stopping import Interrupted
 from .tracking import LossTracker
@@ -27,11 +29,13 @@ __all__ = [
     "CurvePicture",
     "EpochSeed",
     "FinalModel",
+    "HandlerGroup",
     "Interrupted",
     "LossTracker",
     "PredictionPicture",
     "ProgressLog",
     "ResumableMLFlowHandler",
+    "ScheduledTrainer",
     "SegmentationReport",
     "StopOnDivergence",
     "StopOnSignal",

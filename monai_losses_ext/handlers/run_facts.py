@@ -45,7 +45,7 @@ def loss_label(config: Any) -> str:
 
 
 def run_params(
-    loss_config: Any,
+    loss_config: Any = None,
     loss: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     dataset_dir: str | os.PathLike[str] | None = None,
@@ -54,7 +54,7 @@ def run_params(
     """Return the parameters of an MLflow run: what was trained, how, on which data, with which versions.
 
     Args:
-        loss_config: what :func:`monai_losses_ext.get_loss` takes.
+        loss_config: what :func:`monai_losses_ext.get_loss` takes; None for a run without a loss.
         loss: the loss that was built of it; a compound's weights at the start are told.
         optimizer: its class, learning rate and weight decay are told.
         dataset_dir: folder in the Decathlon's layout; see :func:`dataset_fingerprint`.
@@ -63,7 +63,9 @@ def run_params(
     Returns:
         name -> text, each of at most 500 characters, as every version of MLflow takes.
     """
-    params: dict[str, Any] = {"loss": loss_label(loss_config), "loss_config": loss_config}
+    params: dict[str, Any] = {}
+    if loss_config is not None:
+        params |= {"loss": loss_label(loss_config), "loss_config": loss_config}
     if hasattr(loss, "get_weights"):
         weights = {name: round(float(weight), 6) for name, weight in loss.get_weights().items()}
         params |= {"loss_components": ", ".join(weights), "loss_weights": weights}

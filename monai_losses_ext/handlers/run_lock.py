@@ -29,7 +29,7 @@ LOCK_NAME = "training.lock"
 _held: dict[Path, IO[str]] = {}
 
 
-def lock_run(folder: str | os.PathLike[str]) -> None:
+def lock_run(folder: str | os.PathLike[str], make: bool = True) -> None:
     """Claim a run's folder for this process, until the process ends or :func:`unlock_run` gives it back.
 
     The file ``training.lock`` in the folder tells who writes there; it is removed in the end. A process may claim a
@@ -38,13 +38,16 @@ def lock_run(folder: str | os.PathLike[str]) -> None:
     Windows, the file's own words count for processes of this host.
 
     Args:
-        folder: the run's folder; it is made.
+        folder: the run's folder.
+        make: make the folder where it is not there; if False, nothing happens then.
 
     Raises:
         UserError: one line with the process id and the host of the training that writes there.
     """
     path = Path(folder).resolve() / LOCK_NAME
     if path in _held:
+        return
+    if not make and not path.parent.is_dir():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:

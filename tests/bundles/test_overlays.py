@@ -252,7 +252,7 @@ def test_a_wrong_schedule_is_one_line(
 
 
 def test_missing_maps_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
-    prepare = {"_target_": "monai_losses_ext.engine.prepare_batch_with_distance", "_mode_": "callable"}
+    prepare = {"_target_": "monai_losses_ext.transforms.prepare_batch_with_distance", "_mode_": "callable"}
     workflow = overlaid(bundle, dataset, tmp_path, prepare_batch=prepare)
     with pytest.raises(SystemExit, match="^error: .* Add monai_losses_ext.transforms.SignedDistanceMapd") as caught:
         workflow.run()
