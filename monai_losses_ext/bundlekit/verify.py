@@ -3,7 +3,7 @@
 """Check bundles as the MONAI model zoo does, and run them: training, evaluation and inference in miniature.
 
 The runs take place in a temporary copy of the bundle, on phantoms with the task's channels, labels and voxel size but
-few voxels, with the smallest patch and few filters. They share this process, so each has the bundle's scripts for itself.
+few voxels, with the smallest patch and few filters. All share this process; each has its bundle's scripts.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class _Trial:
         yield from ()
 
     def _need_weights(self) -> None:
-        """Take the training's weights, or make some if it left none, so that its failure is not that of all that follows."""
+        """Take the training's weights, or make some if it left none: its failure is not that of all that follows."""
         if (self.root / "output" / RUN / WEIGHTS.name).is_file():
             shutil.copy(self.root / "output" / RUN / WEIGHTS.name, self.root / WEIGHTS)
         elif not (self.root / WEIGHTS).is_file():
