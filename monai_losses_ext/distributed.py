@@ -1,18 +1,22 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The beginning and the end of a training with several processes, as ``torchrun`` starts them."""
+"""A training in several processes, as ``torchrun`` starts them: its beginning and end, and means over its ranks.
+
+Only torch is needed here, since the losses use it.
+"""
 
 from __future__ import annotations
 
 import datetime
 import gc
 import os
+from collections.abc import Callable
 
-import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from monai_losses_ext.engine import running_workflow
+from monai_losses_ext.errors import UserError, fail
 
 # Other ranks wait while the first one draws pictures and writes files.
 TIMEOUT = datetime.timedelta(hours=2)
@@ -22,23 +26,25 @@ def own_device() -> torch.device:
     """Return this process's GPU, or the CPU where there is none.
 
     Raises:
-        SystemExit: one line, outside of ``torchrun``.
+        UserError: outside of ``torchrun``, and for more processes than GPUs.
     """
     if "LOCAL_RANK" not in os.environ:
-        raise SystemExit(
-            "error: a multi_gpu config is for several processes; start it with torchrun --nproc_per_node=N -m "
-            "monai.bundle run, instead of python -m monai.bundle run."
+        raise UserError(
+            "a multi_gpu config is for several processes; start it with torchrun --nproc_per_node=N -m monai.bundle "
+            "run, instead of python -m monai.bundle run."
         )
     if not torch.cuda.is_available():
         return torch.device("cpu")
     rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if rank >= count:
-        raise SystemExit(f"error: nproc_per_node: must be at most the number of GPUs, {count}; got {rank + 1} or more.")
+        raise fail("nproc_per_node", f"must be at most the number of GPUs, {count}", rank + 1)
     return torch.device("cuda", rank)
 
 
 def start(device: torch.device | str) -> None:
-    """Join the other processes: NCCL between GPUs, gloo between CPUs. In a config's ``initialize``."""
+    """Join the other processes: NCCL between GPUs, gloo between CPUs."""
+    import ignite.distributed as idist  # with the extra for bundles; the losses do without
+
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -48,26 +54,39 @@ def start(device: torch.device | str) -> None:
     idist.sync()
 
 
-def check_share(num_cases: int, num_processes: int) -> None:
-    """Check that there is a held-out case for every process.
-
-    Raises:
-        SystemExit: one line, if there is not.
-    """
-    if num_cases < num_processes:
-        rule = f"must hold out a case for each of {num_processes} processes"
-        raise SystemExit(f"error: validation_fraction: {rule}; got {num_cases} held-out cases.")
-
-
-def finish() -> None:
+def finish(release: Callable[[], None]) -> None:
     """Leave the other processes, for a clean exit. In a config's ``finalize``.
 
     With gloo a process may abort at its exit while a DistributedDataParallel module is alive, so whatever the config
     built is let go before the group is.
+
+    Args:
+        release: lets go of it.
     """
     dist.barrier()
-    parser = running_workflow().parser
-    parser.ref_resolver.resolved_content.clear()
-    parser.ref_resolver.items.clear()
+    release()
     gc.collect()
     dist.destroy_process_group()
+
+
+def has_many_ranks() -> bool:
+    """Tell whether this is one process of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Return the mean over all ranks, which all have to ask for it."""
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def average_gradient(weights: Tensor) -> Tensor:
+    """Let the gradient that reaches a loss's weights be the mean over all ranks, so that they stay equal there.
+
+    The loss cannot be wrapped in DistributedDataParallel, which refuses one without parameters. The hook is on the
+    weights of this step, not on the parameter behind them: a copy of the module would lose that one.
+    """
+    if weights.requires_grad and has_many_ranks():
+        weights.register_hook(mean_over_ranks)
+    return weights

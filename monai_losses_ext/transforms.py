@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.engines.utils import default_prepare_batch
 from monai.transforms import MapTransform
 from torch import Tensor
 
@@ -126,3 +127,35 @@ class UnpackLabeld(MapTransform):
             if isinstance(case[key], Mapping):
                 case[key] = case[key][LABEL]
         return case
+
+
+def prepare_batch_with_distance(
+    batchdata: Mapping[str, Any],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hand the labels and their distance map to the loss together: a trainer's ``prepare_batch``.
+
+    Args:
+        batchdata: with ``image``, ``label`` and ``distance``.
+        device: where the tensors go.
+        non_blocking: whether the copy may run beside what follows.
+        kwargs: further arguments of the copy.
+
+    Returns:
+        The image, and ``{"label": ..., "distance": ...}``. The trainer keeps that as the batch's ``label``; where it
+        has post-processing or metrics, :class:`UnpackLabeld` comes first there.
+
+    Raises:
+        UserError: if there is no map.
+    """
+    if DISTANCE not in batchdata:
+        raise errors.UserError(
+            "prepare_batch: the batch has no distance map. Add monai_losses_ext.transforms.SignedDistanceMapd "
+            "to the transforms, after those that change the spacing and before the random ones, and 'distance' to the "
+            f"keys of the random spatial ones; got {', '.join(sorted(map(str, batchdata)))}."
+        )
+    image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+    distance = batchdata[DISTANCE].to(device=device, non_blocking=non_blocking, **kwargs)
+    return image, {LABEL: label, DISTANCE: distance}

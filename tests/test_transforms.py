@@ -22,7 +22,7 @@ from monai.transforms import (
 
 from monai_losses_ext import get_loss
 from monai_losses_ext.distance import signed_distance
-from monai_losses_ext.engine import prepare_batch_with_distance
+from monai_losses_ext.transforms import prepare_batch_with_distance
 from monai_losses_ext.transforms import SignedDistanceMapd, UnpackLabeld
 
 KEYS = ["label", "distance"]

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from monai.apps import DecathlonDataset
 
+from monai_losses_ext.bundlekit.memory import training_memory_gb
 from monai_losses_ext.data.tasks import TASKS, Task, read_tasks
 from monai_losses_ext.errors import fail
 
@@ -38,11 +40,11 @@ def render_task(task: Task) -> dict[str, str]:
         Path inside ``bundles/`` -> content.
     """
     environment = _environment()
-    context = {"task": task, "results": measured_results(task)}
+    context = {"task": task, "results": measured_results(task), "msd": is_decathlon(task)}
     files = {}
     for path in sorted(TEMPLATE.rglob("*")):
         name = path.relative_to(TEMPLATE).as_posix()
-        if path.is_dir() or name == "macros.j2":
+        if path.is_dir() or name == "macros.j2" or any(map(_of_runs, path.relative_to(TEMPLATE).parts)):
             continue
         text = environment.get_template(name).render(context) if path.suffix == ".j2" else path.read_text("utf-8")
         name = name.removesuffix(".j2")
@@ -120,6 +122,11 @@ def measured_results(task: Task) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def is_decathlon(task: Task) -> bool:
+    """Tell by its name whether a row is one of the Decathlon's: what is said of that must not be said of other data."""
+    return task.name in DecathlonDataset.resource
+
+
 def mirrors(axes: Sequence[int]) -> list[list[int]]:
     """Return every set of the spatial ``axes``, the empty one first, as axes of a tensor of shape [B, C, *S]."""
     return [[2 + axis for axis in some] for n in range(len(axes) + 1) for some in combinations(axes, n)]
@@ -157,6 +164,7 @@ def _environment() -> Environment:
     environment.filters["by_index"] = lambda names: {str(i): name for i, name in enumerate(names)}
     environment.filters["mirrors"] = mirrors
     environment.filters["cache_gb"] = cache_gb
+    environment.filters["memory_gb"] = lambda training: round(training_memory_gb(training), 1)
     environment.filters["map_gib"] = map_gib
     return environment
 

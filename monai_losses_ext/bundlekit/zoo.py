@@ -9,7 +9,6 @@ of the specification's rules, and shapes are computed on PyTorch's meta device, 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from monai.bundle import ConfigParser, verify_net_in_out
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
-from monai_losses_ext.data.tasks import stride_product
+from monai_losses_ext.data.patch import smallest_patch
 from monai_losses_ext.errors import nearest
 
 SCHEMA = Path(__file__).with_name("metadata.schema.json")
@@ -131,8 +130,4 @@ def small_patch(network_def: dict[str, Any], patch_size: Sequence[int], least: i
     """
     if "strides" not in network_def:
         return tuple(patch_size)
-    product = stride_product(network_def["strides"], len(patch_size))
-    patch = [n * math.ceil(least / n) for n in product]
-    if patch == product:
-        patch[0] *= 2
-    return tuple(patch)
+    return tuple(smallest_patch(network_def["strides"], len(patch_size), least))

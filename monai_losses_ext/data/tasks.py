@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from monai_losses_ext.data.patch import check_patch
 from monai_losses_ext.data.rows import (
     Count,
     NotNegative,
@@ -84,6 +85,9 @@ class Task:
     intensity: dict[str, Any]  # see INTENSITY_RULES
     training: Training
     phantom: dict[str, Any]  # see rows.py and phantoms.py
+    authors: str = ""  # of the bundle, where it is not one of the Decathlon's
+
+    __optional_keys__ = frozenset({"authors"})
 
 
 def check_task(task: Task) -> None:
@@ -140,7 +144,8 @@ def _check_network(task: Task) -> None:
     for key, names in (("in_channels", task.channels), ("out_channels", task.labels)):
         if task.training.network_def.get(key) != len(names):
             raise fail(f"network_def {key}", f"must be {len(names)}", task.training.network_def.get(key))
-    check_patch(task.training.patch_size, task.training.network_def.get("strides", []))
+    network_def = task.training.network_def
+    check_patch(task.training.patch_size, network_def.get("strides", []), network_def)
 
 
 Row = TypeVar("Row", Task, Training)
@@ -216,31 +221,3 @@ def get_task(name: str) -> Task:
         UserError: if there is none, with the names there are and the nearest one.
     """
     return TASKS[one_of("task", name, TASKS)]
-
-
-def check_patch(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
-    """Check that a network with ``strides`` can take a patch.
-
-    Raises:
-        UserError: one line with the nearest patch that it can take.
-    """
-    product = stride_product(strides, len(patch_size))
-    if any(n % step for n, step in zip(patch_size, product, strict=True)):
-        near = [step * max(1, round(n / step)) for n, step in zip(patch_size, product, strict=True)]
-        rule = f"must be multiples of {product}, the product of the strides"
-        raise fail("patch_size", rule, list(patch_size), f" Try {near}.")
-
-
-def stride_product(strides: Sequence[int | Sequence[int]], n_axes: int) -> list[int]:
-    """Return the factor by which a network with ``strides`` shrinks each axis: its patch must be a multiple of it.
-
-    Raises:
-        UserError: one line, for strides that are no whole numbers of at least 1, or not one per axis.
-    """
-    product = [1] * n_axes
-    for stride in strides:
-        per_axis = [stride] * n_axes if isinstance(stride, int) else stride
-        if len(per_axis) != n_axes or not all(isinstance(step, int) and step > 0 for step in per_axis):
-            raise fail("strides", f"must be whole numbers above 0, or lists of them, one per axis ({n_axes})", strides)
-        product = [n * step for n, step in zip(product, per_axis, strict=True)]
-    return product

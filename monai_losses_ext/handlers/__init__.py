@@ -11,9 +11,11 @@ from __future__ import annotations
 from .curves import CurvePicture
 from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport
+from .group import HandlerGroup
 from .mlflow_run import ResumableMLFlowHandler
 from .pictures import PredictionPicture
 from .schedule import WeightSchedule
+from .scheduled_trainer import ScheduledTrainer
 from .tracking import LossTracker
 from .training_state import BestModel, FinalModel, TrainingState
 
@@ -22,9 +24,11 @@ __all__ = [
     "CurvePicture",
     "EpochSeed",
     "FinalModel",
+    "HandlerGroup",
     "LossTracker",
     "PredictionPicture",
     "ResumableMLFlowHandler",
+    "ScheduledTrainer",
     "SegmentationReport",
     "TrainingState",
     "WeightSchedule",

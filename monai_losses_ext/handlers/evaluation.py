@@ -84,8 +84,8 @@ class SegmentationReport:
         self.across_ranks = across_ranks
         self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register on an evaluator."""
+    def attach(self, engine: Engine, name: str | None = None) -> None:
+        """Register on an evaluator, also as its ``key_val_metric``, whose ``name`` is one of the keys above."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         # Only for an epoch whose length was not known beforehand.

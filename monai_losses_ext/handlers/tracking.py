@@ -58,8 +58,11 @@ class LossTracker:
         self._values: dict[str, list[torch.Tensor]] = {}
         self._epoch_means: dict[str, float] = {}
 
-    def attach(self, engine: Engine) -> None:
-        """Register on a trainer that fires ``IterationEvents.LOSS_COMPLETED``, as MONAI's SupervisedTrainer does."""
+    def attach(self, engine: Engine, name: str | None = None) -> None:
+        """Register on a trainer, also as its ``key_train_metric`` by the ``name`` of a key above.
+
+        The trainer fires ``IterationEvents.LOSS_COMPLETED``, as MONAI's SupervisedTrainer does.
+        """
         engine.add_event_handler(Events.STARTED, self._check_optimizer)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         # In LOSS_COMPLETED the batch is whole and no scheduler has moved the rate yet.

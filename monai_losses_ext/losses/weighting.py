@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import Fraction, NonNegative, Positive, as_list
-from monai_losses_ext.losses.ranks import average_gradient, has_many_ranks, mean_over_ranks
+from monai_losses_ext.distributed import average_gradient, has_many_ranks, mean_over_ranks
 
 Ratio = Annotated[float, arguments.Limits(above=1)]
 

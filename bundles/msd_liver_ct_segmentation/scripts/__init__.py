@@ -31,3 +31,8 @@ def bundle_root() -> str:
             "own, and not from within another bundle's folder."
         )
     return str(own)
+
+
+def configs_folder() -> str:
+    """Return the folder of the bundle's config files, absolute."""
+    return str(Path(__file__).resolve().parents[1] / "configs")
