@@ -269,6 +269,11 @@ class RangeCheck:
             )
 
 
+def mean(values: Tensor) -> Tensor:
+    """Return the mean, and 0 for a batch without samples, as a mean over no voxel is."""
+    return values.mean() if values.numel() else values.sum()
+
+
 def divisor(count: Tensor) -> Tensor:
     """Return what a sum is divided by, 1 where nothing counts: the sum is 0 there, and stays it, its gradient too."""
     return count + (count == 0)
