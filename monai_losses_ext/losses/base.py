@@ -23,7 +23,6 @@ Reduction = Literal["none", "mean", "sum"]
 NonNegative = Annotated[float, arguments.Limits(minimum=0)]
 Positive = Annotated[float, arguments.Limits(above=0)]
 Fraction = Annotated[float, arguments.Limits(minimum=0, maximum=1)]
-Exponent = Annotated[float, arguments.Limits(minimum=0, maximum=1000)]  # 0.5 to this is 0 in float32
 ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
 # Labels alone, or a dictionary with them and what belongs to them; or either, taken apart already.
 TargetLike = Tensor | Mapping[str, Tensor] | Target

@@ -30,6 +30,7 @@ SUMS_TILES = {
 GRADIENT_TILES = {
     4: (256, 4, 2), 8: (512, 4, 4), 16: (128, 4, 1), 32: (128, 4, 2), 64: (64, 4, 2), 128: (32, 4, 4), 256: (32, 4, 4),
 }  # fmt: skip
+MANY_TERMS = 6
 # Rows and sums that one program of the last kernel adds up at once, and its warps: most often all of its rows.
 ROWS, SUMS, TOTAL_WARPS = 512, 8, 8
 
@@ -40,7 +41,7 @@ def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: st
     distance = _distance(target, terms)
     dense = [x, *(volume for volume in (None if target.is_index else target.label, distance) if volume is not None)]
     size = sum(volume.element_size() for volume in dense)
-    *tile, stages = sums_tile(triton.next_power_of_2(num_classes), size, distance is not None)
+    *tile, stages = sums_tile(triton.next_power_of_2(num_classes), size, distance is not None, len(terms))
     volumes, options, num_blocks = _launch(x, target, terms, activation, tile)
     num_steps = max(1, min(MOST_TILES, num_samples * num_blocks // PROGRAMS))
     num_rows = triton.cdiv(num_blocks, num_steps)
@@ -76,19 +77,22 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
     return grad if out.data_ptr() == grad.data_ptr() else grad.copy_(out.view(grad.shape))
 
 
-def sums_tile(c_pad: int, bytes_per_voxel: int, has_distance: bool) -> tuple[int, int, int, int]:
+def sums_tile(c_pad: int, bytes_per_voxel: int, has_distance: bool, num_terms: int) -> tuple[int, int, int, int]:
     """Return an entry of :data:`SUMS_TILES`, or what is faster or fits in its place.
 
     Args:
         c_pad: number of classes, rounded up to a power of 2.
         bytes_per_voxel: that are read for each class of a voxel.
         has_distance: whether maps are read.
+        num_terms: that are summed.
     """
     block, vec, num_warps, stages = SUMS_TILES[max(4, c_pad)]
     if has_distance and c_pad == 16:
         block, vec, num_warps, stages = 256, 4, 2, 2
     elif bytes_per_voxel == 2:
         stages = 3
+    if num_terms > MANY_TERMS and c_pad > 16:
+        num_warps *= 2  # or the sums that a thread keeps are too many for its registers
     # Tiles on their way lie in shared memory, of which small GPUs have 64 KiB a program.
     return block, vec, num_warps, stages if c_pad * block * bytes_per_voxel * stages <= 2**16 else 1
 
