@@ -102,7 +102,8 @@ def _quality_table(result: dict[str, Any]) -> str:
     ]
     row = "| {name} | {dice:.3f} | {nsd:.3f} | {nsd_voxelwise:.3f} | {hd95:.2f} |"
     lines += [row.format(name=name, **values) for name, values in result["metrics"].items()]
-    lines += ["", f"```bash\n{result['command']}\n```"]
+    command = result["command"].replace("DIR/", "data/")  # where README's commands have put them
+    lines += ["", f"```bash\n{command}\n```"]
     return "\n".join(lines) + "\n"
 
 

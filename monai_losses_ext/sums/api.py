@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 from monai_losses_ext.errors import fail, one_of
+from monai_losses_ext.extras import is_installed
 from monai_losses_ext.sums import chunked, proof, terms
 from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 # auto: the fastest that the device has. reference: the definition itself, with volume-sized temporaries.
 BACKENDS = ("auto", "chunked", "numba", "triton", "reference")
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_NUMBA = is_installed("numba")
+HAS_TRITON = is_installed("triton")
 TRITON_MAX_CLASSES = 256
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -106,10 +106,10 @@ def run(cases: list[dict[str, str]], handlers: list[Any], prepare: Any = ()) -> 
     evaluator.run()
 
 
-def count_pixels(path: Path, colour: str) -> int:
-    """Return how many pixels of a picture have just this colour."""
+def count_pixels(path: Path, color: str) -> int:
+    """Return how many pixels of a picture have just this color."""
     pixels = png.imread(path)[..., :3]
-    return int((np.abs(pixels - to_rgb(colour)).max(axis=-1) < 0.02).sum())
+    return int((np.abs(pixels - to_rgb(color)).max(axis=-1) < 0.02).sum())
 
 
 def test_picture_is_logged_by_mlflow(write_case: Callable[..., dict[str, str]], tmp_path: Path, store: Any) -> None:
@@ -119,7 +119,7 @@ def test_picture_is_logged_by_mlflow(write_case: Callable[..., dict[str, str]], 
     picture = PredictionPicture(path, LABELS)
     run(cases, [picture, mlflow_handler])
     assert store.artifacts() == ["predictions.png"]
-    assert count_pixels(path, pictures.COLOURS[0]) > 500
+    assert count_pixels(path, pictures.COLORS[0]) > 500
     assert len(picture.cases) == 3
     run(cases[:1], [picture])
     assert len(picture.cases) == 1
@@ -140,7 +140,7 @@ def test_cases_from_worst_to_best(write_case: Callable[..., dict[str, str]], tmp
     run(cases, [PredictionPicture(tmp_path / "predictions.png", LABELS, n_cases=3)])
     assert [label.split("\n") for label in drawn[0]] == [
         ["length_2", "Dice 0.400", "(lowest of 7)"],
-        ["length_5", f"Dice {2 * 5 / 13:.3f}", "(rank 4 of 7)"],
+        ["length_5", f"Dice {2 * 5 / 13:.3f}", "(median of 7)"],
         ["length_8", "Dice 1.000", "(highest of 7)"],
     ]
 
@@ -167,7 +167,7 @@ def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
     label = torch.zeros(1, 16, 20)
     label[0, 4:9, 5:12] = 1
     (plane,) = cut_planes({"image": label, "label": label, "pred": label}, [1])
-    pictures.draw_cases([pictures.Case(r"$\x$", 1.0, [plane])], [r"a $\y$"], 4, tmp_path / "names.png")
+    pictures.draw_cases([pictures.ShownCase(r"$\x$", [1.0], [plane])], [r"a $\y$"], 4, tmp_path / "names.png")
     draw_curves({1: {r"loss_$\z$": 1.0}}, tmp_path / "curves.png")
     assert {path.name for path in tmp_path.iterdir()} == {"names.png", "curves.png"}
 
@@ -180,5 +180,5 @@ def test_flat_images(affine: np.ndarray | None, tmp_path: Path) -> None:
         label = MetaTensor(label, affine=affine)
     (plane,) = cut_planes({"image": label, "label": label, "pred": label}, [1])
     assert plane.image.shape == (16, 20)
-    pictures.draw_cases([pictures.Case("flat", 1.0, [plane])], ["a"], 4, tmp_path / "flat.png")
-    assert count_pixels(tmp_path / "flat.png", pictures.COLOURS[0]) > 100
+    pictures.draw_cases([pictures.ShownCase("flat", [1.0], [plane])], ["a"], 4, tmp_path / "flat.png")
+    assert count_pixels(tmp_path / "flat.png", pictures.COLORS[0]) > 100
