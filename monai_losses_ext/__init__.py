@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-# MONAI looks for a bare name such as "DiceLoss" in every loaded module whose name starts with "monai", ours included,
-# in the order in which they were loaded. With MONAI first, a bare name in a config means MONAI's class, as ever.
-import monai  # noqa: F401
+import sys
+from types import ModuleType
 
 from monai_losses_ext.losses import (
     BoundaryLoss,
@@ -38,3 +37,27 @@ __all__ = [
     "__version__",
     "get_loss",
 ]
+
+
+def _leave_bare_names_to_monai() -> None:
+    """Keep our classes from being found by a bare ``"_target_": "DiceLoss"``, which means MONAI's.
+
+    MONAI looks for a bare name in what ``dir`` lists of every loaded module whose name starts with "monai", and warns
+    where there are two. So a module that defines a name that MONAI has too does not list it. It can be imported as
+    ever, and found by its full path.
+    """
+    modules = {name: module for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)}
+    theirs = {name for key, module in modules.items() if key.startswith("monai.") for name in vars(module)}
+    for key, module in modules.items():
+        if key.startswith(f"{__name__}."):
+            shared = {name for name in theirs & vars(module).keys() if _is_defined_in(module, name)}
+            listed = sorted(vars(module).keys() - shared)
+            if shared:
+                vars(module)["__dir__"] = lambda listed=listed: listed
+
+
+def _is_defined_in(module: ModuleType, name: str) -> bool:
+    return getattr(vars(module)[name], "__module__", None) == module.__name__
+
+
+_leave_bare_names_to_monai()

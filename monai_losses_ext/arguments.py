@@ -12,6 +12,16 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from monai_losses_ext.errors import fail, nearest
 
+LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, 1e30  # of int64, and far below the largest float32
+_HUGE = " It is too large to compute with."
+
+
+def is_huge(value: Any) -> bool:
+    """Tell whether a number is too large for tensors of int64 or float32, infinite, or NaN."""
+    if isinstance(value, Integral):
+        return abs(int(value)) > LARGEST_INTEGER
+    return not abs(value) <= LARGEST_NUMBER
+
 
 class Limits(NamedTuple):
     """Limits of a number, for use in ``Annotated[float, Limits(minimum=0)]``."""
@@ -21,8 +31,8 @@ class Limits(NamedTuple):
     above: float = -math.inf
 
     def allow(self, value: float) -> bool:
-        """Tell whether the number lies within the limits."""
-        return math.isfinite(value) and self.minimum <= value <= self.maximum and value > self.above
+        """Tell whether the number lies within the limits, and is one that a tensor can hold."""
+        return not is_huge(value) and self.minimum <= value <= self.maximum and value > self.above
 
     def schema(self) -> dict[str, float]:
         """Return the limits as keywords of a JSON Schema."""
@@ -46,9 +56,22 @@ def number(argument: str, value: Any, limits: Limits) -> float:
     Raises:
         UserError: naming the argument, the limits and what was received.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not limits.allow(float(value)):
-        raise fail(argument, f"must be a number{limits.words()}", value)
+    if isinstance(value, bool) or not isinstance(value, Real) or not limits.allow(value):  # type: ignore[arg-type]
+        raise fail(argument, f"must be a number{limits.words()}", value, _number_hint(value))
     return float(value)
+
+
+def _number_hint(value: Any) -> str:
+    """Return what may be wrong with a number: finite but too large to compute with, or a text."""
+    if isinstance(value, str):
+        try:
+            plain = repr(float(value)) if len(value) < 40 else ""
+        except ValueError:
+            return ""
+        plain = plain if "." in plain else plain.replace("e", ".0e")
+        return f" It is a text: write it without quotes, in YAML with a point ({plain})." if plain else ""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return _HUGE if is_number and value == value and abs(value) != math.inf and is_huge(value) else ""
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], where: str = "") -> None:
@@ -72,7 +95,8 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
             literals = [
                 str(word) for option in options(hints[name]) for word in get_args(option) if _is_literal(option)
             ]
-            raise fail(f"{where}{name}", rule, value, nearest(value, literals) if isinstance(value, str) else "")
+            hint = (nearest(value, literals) if literals and isinstance(value, str) else "") or _number_hint(value)
+            raise fail(f"{where}{name}", rule, value, hint)
 
 
 def options(hint: Any) -> list[Any]:

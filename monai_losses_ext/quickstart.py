@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 from monai_losses_ext.arguments import Limits, number
-from monai_losses_ext.data.phantoms import make_phantoms, phantom_origin, phantom_recipe
 from monai_losses_ext.data.tasks import get_task
+from monai_losses_ext.errors import UserError
+from monai_losses_ext.extras import need
+from monai_losses_ext.shipped import shipped_folder
 
 TASK = "Task04_Hippocampus"
 SEED = 0
@@ -34,15 +36,16 @@ def quickstart(
         out: folder for phantoms and results; default ``~/.cache/monai_losses_ext/quickstart``.
         epochs: length of the training.
         cases: number of synthetic cases; a fifth of them is held out of the training, for the evaluation.
-        bundles: folder of the project's bundles; default the one beside the package, in a clone of the project.
+        bundles: folder of the project's bundles; default those that come with the package.
 
     Returns:
         The folder with the results.
 
     Raises:
-        ValueError: for a wrong number, or if there are no bundles.
+        UserError: for a wrong number, if there are no bundles, or without the packages of the extra ``bundles``.
         RuntimeError: if a step failed; the message names the command, whose own messages stand above it.
     """
+    need("quickstart", "bundles")
     number("epochs", epochs, Limits(minimum=1))
     number("cases", cases, Limits(minimum=2))
     configs = _configs_folder(bundles)
@@ -66,13 +69,10 @@ def cache_dir() -> Path:
 
 def _configs_folder(bundles: str | Path | None) -> Path:
     """Return the folder of the bundle's configs."""
-    root = Path(bundles) if bundles else Path(__file__).parents[1] / "bundles"
-    configs = root.expanduser().absolute() / get_task(TASK).bundle / "configs"
+    root = Path(bundles).expanduser().absolute() if bundles else shipped_folder("bundles")
+    configs = root / get_task(TASK).bundle / "configs"
     if not (configs / "train.json").is_file():
-        raise ValueError(
-            f"bundles: there is no {get_task(TASK).bundle} in {root.absolute()}. The bundles come with a clone of the "
-            "project, not with the installed package: clone it and run the quick start there, or give --bundles DIR."
-        )
+        raise UserError(f"bundles: must be a folder with {get_task(TASK).bundle}; got {root}.")
     return configs
 
 
@@ -87,6 +87,8 @@ def _new_folder(folder: Path) -> Path:
 
 def _phantoms(folder: Path, cases: int) -> Path:
     """Return a folder with the phantoms, which are made unless they are there already."""
+    from monai_losses_ext.data.phantoms import make_phantoms, phantom_origin, phantom_recipe  # needs the extra
+
     if phantom_origin(folder) == phantom_recipe(get_task(TASK), cases, SEED):
         print(f"      found in {folder}")
     else:

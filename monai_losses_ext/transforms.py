@@ -18,9 +18,9 @@ from torch import Tensor
 
 from monai_losses_ext import errors
 from monai_losses_ext.arguments import Limits, check_arguments
-from monai_losses_ext.distance import signed_distance
-from monai_losses_ext.losses.base import DISTANCE, LABEL, Positive
-from monai_losses_ext.losses.boundary import spacing_of
+from monai_losses_ext.distance import signed_distance, voxel_size
+from monai_losses_ext.losses.base import Positive
+from monai_losses_ext.sums.target import DISTANCE, LABEL
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -44,7 +44,7 @@ class SignedDistanceMapd(MapTransform):
         absent: see :func:`monai_losses_ext.distance.signed_distance`, as are the next three.
         convention: ``signed`` or ``kervadec``.
         spacing: voxel size in mm; of the label's affine unless given; 1 mm, with a warning, for a label without one.
-        backend: ``auto``, ``edt`` or ``scipy``.
+        backend: ``auto``, ``numba`` or ``scipy``.
         allow_missing_keys: pass over labels that a case lacks.
 
     Example:
@@ -63,7 +63,7 @@ class SignedDistanceMapd(MapTransform):
         absent: Literal["far", "zero"] = "far",
         convention: Literal["signed", "kervadec"] = "signed",
         spacing: Positive | Sequence[Positive] | None = None,
-        backend: Literal["auto", "edt", "scipy"] = "auto",
+        backend: Literal["auto", "numba", "scipy"] = "auto",
         allow_missing_keys: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "keys", "names", "__class__")}
@@ -88,7 +88,7 @@ class SignedDistanceMapd(MapTransform):
             if not isinstance(label, Tensor):
                 rule = "must be a tensor or an array (LoadImaged makes one of a path)"
                 raise errors.fail(f"SignedDistanceMapd: {key!r}", rule, label)
-            spacing = self.spacing if self.spacing is not None else spacing_of(label, label.ndim - 1)
+            spacing = self.spacing if self.spacing is not None else voxel_size(label, label.ndim - 1)
             if spacing is None:
                 warnings.warn(
                     f"SignedDistanceMapd: {key!r} has no affine, so its voxels count as 1 mm. Give spacing to say how "

@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from monai_losses_ext.benchmark.quality import differing_keys, evaluate_training, started_and_ended, stored_config
+from monai_losses_ext.shipped import shipped_folder
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 REGIONS = [
     {"type": "dice", "weight": 0.5, "include_background": False, "batch": True},
     {"type": "focal", "weight": 0.3},
 ]
 BOUNDARY = {"type": "boundary", "weight": 0.2, "include_background": False}
 LEARNED = {"type": "compound", "components": [*REGIONS, BOUNDARY], "learnable_weights": True}
+# As in the overlay that schedules the weights, but the background does not count, as in the bundle's own loss.
+SCHEDULED = {
+    "type": "compound",
+    "components": [
+        {**part, "weight": weight} for part, weight in zip([*REGIONS, BOUNDARY], (0.5, 0.5, 0.0), strict=True)
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,9 @@ class Run:
 RUNS = {
     "dice_ce": Run("dice + cross-entropy"),
     "dice_focal_boundary": Run(
-        "dice + focal + boundary, rebalance", ("precomputed_maps.json", "losses/dice_focal_boundary.json")
+        "dice + focal + boundary, rebalance",
+        ("precomputed_maps.json", "losses/dice_focal_boundary.json"),
+        {"loss_config": SCHEDULED},
     ),
     "learned": Run("dice + focal + boundary, learned weights", ("precomputed_maps.json",), {"loss_config": LEARNED}),
 }
@@ -84,7 +93,7 @@ def train(bundle: Path, dataset_dir: Path, root: Path, run: Run, epochs: int) ->
 
 def command_of(bundle: Path, run: Run, epochs: int) -> tuple[list[Path], dict[str, Any]]:
     """Return the config files and the options of a training's command."""
-    files = [bundle / "configs" / "train.json", *(CONFIGS / overlay for overlay in run.overlays)]
+    files = [bundle / "configs" / "train.json", *(shipped_folder("configs") / overlay for overlay in run.overlays)]
     return files, {"epochs": epochs, "val_interval": max(1, epochs // 3), **run.options}
 
 

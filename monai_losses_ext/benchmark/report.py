@@ -12,6 +12,7 @@ from monai_losses_ext.benchmark.losing import losing_list
 from monai_losses_ext.benchmark.losses import losses_table
 from monai_losses_ext.benchmark.picture import save_speed
 from monai_losses_ext.data.tasks import TASKS
+from monai_losses_ext.errors import fail
 
 NOT_MEASURED = {"cpu": "Not measured yet.\n", "cuda": "Not measured: no GPU was at hand.\n"}
 # What only a GPU tells: the suite, and what it measures.
@@ -40,8 +41,13 @@ def tables(root: Path) -> dict[Path, str]:
 
     Args:
         root: a checkout of the project.
+
+    Raises:
+        UserError: where it is none.
     """
     results = root / "docs" / "benchmarks"
+    if not results.is_dir():
+        raise fail("report", "must be run in the folder of a checkout of the project", f"no {results} here")
     guide = root / "docs" / "training" / "loss_functions.md"
     performance, readme = root / "docs" / "training" / "performance.md", root / "README.md"
     text = performance.read_text()

@@ -1,8 +1,9 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Write the bundles from the template and the tasks' rows, and check that the ones on disk are what would be written.
+"""Write what is generated, and check that what is on disk is what would be written.
 
-Nothing under ``bundles/`` is edited by hand: a change goes into the template or into the row, and ``render`` follows.
+The bundles come from the template and the tasks' rows, the overlays of the losses, their schema and README's table from
+the losses. Nothing of it is edited by hand: a change goes into its source, and ``render`` follows.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from fnmatch import fnmatch
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monai.apps import DecathlonDataset
 
 from monai_losses_ext.bundlekit.memory import training_memory_gb
+from monai_losses_ext.bundlekit.overlays import CONFIGS, generated_configs, with_losses
 from monai_losses_ext.data.tasks import TASKS, Task, read_tasks
 from monai_losses_ext.errors import fail
+from monai_losses_ext.extras import need
+from monai_losses_ext.shipped import OF_RUNS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATE = Path(__file__).with_name("template")
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"  # in the project's checkout, the one place with bundles
-# What trainings and users leave in a bundle: names of files and folders that are not of the template.
-OF_RUNS = ("*.pt", "*.ts", "data", "output", "eval", "__pycache__")
 
 
 def render_task(task: Task) -> dict[str, str]:
@@ -53,28 +57,28 @@ def render_task(task: Task) -> dict[str, str]:
 
 
 def render(out: str | Path = "bundles") -> list[Path]:
-    """Write every task's bundle.
+    """Write every task's bundle, and what is generated of the overlays and of README beside the bundles' folder.
 
     Args:
         out: folder of the bundles. Files in it that are not of the template, such as trained weights, are left alone.
+            The overlays go to ``configs`` beside it, the table of the losses between its marks in a ``README.md``
+            beside it.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: outside a checkout of the project.
+        UserError: outside a checkout of the project, or without the packages of the extra ``bundles``.
     """
-    written = []
-    for name, text in _all_files().items():
-        path = Path(out) / name
+    files = _all_files(Path(out))
+    for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
-        written.append(path)
-    return written
+    return list(files)
 
 
 def check(out: str | Path = "bundles") -> list[str]:
-    """Compare the bundles on disk with what :func:`render` would write, byte for byte.
+    """Compare what is on disk with what :func:`render` would write, byte for byte.
 
     Args:
         out: folder of the bundles.
@@ -84,20 +88,20 @@ def check(out: str | Path = "bundles") -> list[str]:
         users leave in a bundle (``OF_RUNS``) is passed over.
 
     Raises:
-        ValueError: for a folder without any of the bundles, or outside a checkout of the project.
+        UserError: for a folder without any of the bundles, outside a checkout of the project, or without the packages
+            of the extra ``bundles``.
     """
+    files = _all_files(Path(out))
     if not any((Path(out) / task.bundle).is_dir() for task in TASKS.values()):
         raise fail("out", "must hold the bundles (write them with bundles render)", str(out))
     problems = []
-    files = _all_files()
-    expected = {Path(out) / name for name in files}
-    for name, text in files.items():
-        path = Path(out) / name
+    for path, text in files.items():
         if not path.is_file():
             problems.append(f"{path}: absent")
         elif path.read_bytes() != text.encode("utf-8"):
             problems.append(f"{path}: differs from the template")
-    return problems + [f"{path}: not of the template" for path in _found(Path(out)) if path not in expected]
+    found = [*_found(Path(out)), *_found(Path(out).parent / CONFIGS / "losses")]
+    return problems + [f"{path}: not of the template" for path in found if path not in files]
 
 
 def _found(out: Path) -> Iterator[Path]:
@@ -157,6 +161,8 @@ def pretty_json(text: str) -> str:
 @cache
 def _environment() -> Environment:
     """Return what reads the templates; kept, because compiling them takes longer than all ten renderings."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # of an extra
+
     environment = Environment(  # noqa: S701 - writes JSON and Markdown, where HTML's escapes would be wrong
         loader=FileSystemLoader(TEMPLATE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
@@ -169,8 +175,15 @@ def _environment() -> Environment:
     return environment
 
 
-def _all_files() -> dict[str, str]:
+def _all_files(out: Path) -> dict[Path, str]:
+    """Return all that is rendered, by its place."""
     if not RESULTS.is_dir():  # as in an installed package: every README would say that nothing was measured
-        rule = "must be rendered and checked in a clone of the repository, which has what was measured"
+        rule = "must be rendered and checked in a checkout of the project, which has what was measured"
         raise fail("bundles", rule, f"no {RESULTS}")
-    return {name: text for task in read_tasks().values() for name, text in render_task(task).items()}
+    need("bundles", "bundles", "jinja2")
+    files = {out / name: text for task in read_tasks().values() for name, text in render_task(task).items()}
+    files |= {out.parent / CONFIGS / name: text for name, text in generated_configs().items()}
+    readme = out.parent / "README.md"
+    if readme.is_file():
+        files[readme] = with_losses(readme.read_text(encoding="utf-8"))
+    return files

@@ -33,10 +33,10 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 
 from monai_losses_ext.bundlekit import zoo
-from monai_losses_ext.bundlekit.render import OF_RUNS
 from monai_losses_ext.data.phantoms import LEAST_VOXELS, make_phantoms
 from monai_losses_ext.data.tasks import Task
 from monai_losses_ext.errors import fail
+from monai_losses_ext.shipped import OF_RUNS
 
 N_CASES = 3  # two to train on, one to validate with
 SCALE = 1e-3  # of the phantoms: it leaves LEAST_VOXELS per axis

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from monai_losses_ext.extras import need
+
+need("the check of a dataset", "bundles", "nibabel", "tqdm")
+
 import numpy as np
 from tqdm import tqdm
 

@@ -8,6 +8,10 @@ handlers find them; only ResumableMLFlowHandler knows of MLflow.
 
 from __future__ import annotations
 
+from monai_losses_ext.extras import need
+
+need("handlers", "bundles", "ignite", "matplotlib", "nibabel")
+
 from .curves import CurvePicture
 from .epoch_seed import EpochSeed
 from .evaluation import SegmentationReport

@@ -7,7 +7,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, overload
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,18 +16,44 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import arguments, errors
-from monai_losses_ext.sums import voxel_sums
-from monai_losses_ext.sums.voxel_sums import check_input, with_channel_axis
+from monai_losses_ext.sums.api import compute
+from monai_losses_ext.sums.target import IgnoreIndex, Target
 
 Reduction = Literal["none", "mean", "sum"]
 NonNegative = Annotated[float, arguments.Limits(minimum=0)]
 Positive = Annotated[float, arguments.Limits(above=0)]
 Fraction = Annotated[float, arguments.Limits(minimum=0, maximum=1)]
+Exponent = Annotated[float, arguments.Limits(minimum=0, maximum=1000)]  # 0.5 to this is 0 in float32
 ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
-Sums = Mapping[str, Tensor]
-# Labels alone, or a dictionary with them and their signed distance map.
-LABEL, DISTANCE = "label", "distance"
-Target = Tensor | Mapping[str, Tensor]
+# Labels alone, or a dictionary with them and what belongs to them; or either, taken apart already.
+TargetLike = Tensor | Mapping[str, Tensor] | Target
+PROBABILITY_TERMS = ("pred", "count")
+
+
+class Sums:
+    """The sums of a pass by the names of their terms, ``[B, C]`` each.
+
+    Args:
+        values: ``[T, B, C]``.
+        terms: their names, in order.
+        is_index: whether the target held index labels.
+    """
+
+    def __init__(self, values: Tensor, terms: Sequence[str], is_index: bool) -> None:
+        self.values = values
+        self.terms = terms
+        self.is_index = is_index
+        self.num_channels = values.shape[2]
+
+    def __getitem__(self, term: str) -> Tensor:
+        return self.values[self.terms.index(term)]
+
+    def rows(self, terms: Sequence[str], first_class: int = 0) -> Tensor:
+        """Return several terms at once, ``[len(terms), B, C']``, from a class on: one small operation, not many."""
+        start = self.terms.index(terms[0])
+        if tuple(self.terms[start : start + len(terms)]) == tuple(terms):
+            return self.values[start : start + len(terms), :, first_class:]
+        return torch.stack([self[term] for term in terms])[:, :, first_class:]
 
 
 class VoxelLoss(_Loss):
@@ -37,13 +64,14 @@ class VoxelLoss(_Loss):
     Args:
         include_background: whether class 0 counts. It is left out of the sums, after the activation, so that it never
             changes the probabilities of the other classes. Ignored, with a warning, for one channel.
-        to_onehot_y: kept for MONAI's sake. Index labels are recognised by their shape, with or without it.
+        to_onehot_y: kept for MONAI's sake. Index labels are recognized by their shape, with or without it.
         activation: ``softmax``, ``sigmoid`` or ``none``.
         other_act: a function applied to the input in place of an activation.
         reduction: ``mean``, ``sum`` or ``none``.
         weight: one number per class, or one for all. For a loss without background the list may hold the background's
             entry or not; it is not used.
-        ignore_index: label of the voxels that do not count; see :func:`monai_losses_ext.sums.terms.kept_voxels`.
+        ignore_index: a label, or a list of labels, whose voxels do not count; see
+            :meth:`monai_losses_ext.sums.Target.ignoring`.
 
     Attributes:
         backend: how the sums are computed, see :func:`monai_losses_ext.sums.voxel_sums`; ``auto`` unless set.
@@ -52,7 +80,7 @@ class VoxelLoss(_Loss):
     """
 
     terms: tuple[str, ...] = ()
-    class_weight: Tensor | None
+    class_weight: Tensor | float | None
     backend = "auto"
     strict = False
     non_negative = True
@@ -65,7 +93,7 @@ class VoxelLoss(_Loss):
         other_act: Callable[..., Tensor] | None = None,
         reduction: str = "mean",
         weight: float | Sequence[float] | Tensor | None = None,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
     ) -> None:
         super().__init__(reduction=str(reduction))
         self.include_background = include_background
@@ -73,16 +101,12 @@ class VoxelLoss(_Loss):
         self.activation = activation
         self.other_act = other_act
         self.ignore_index = ignore_index
-        self.register_buffer("class_weight", per_class("weight", weight))
+        self.set_per_class("class_weight", weight, "weight")
+        self._range = RangeCheck(type(self).__name__) if activation == "none" and other_act is None else None
 
     @abstractmethod
-    def formula(self, sums: Sums, is_index: bool) -> Tensor:
-        """Return the loss from the sums asked for.
-
-        Args:
-            sums: term to ``[B, C]``, background included.
-            is_index: whether the target held index labels.
-        """
+    def formula(self, sums: Sums) -> Tensor:
+        """Return the loss from the sums asked for, which hold the background's too."""
 
     def shaped(self, value: Tensor, ndim: int) -> Tensor:
         """Return the loss in the shape that MONAI's class gives it, for an input of ``ndim`` axes."""
@@ -93,19 +117,23 @@ class VoxelLoss(_Loss):
         """What the distance map of a surface term depends on; None for a loss without such a term."""
         return None
 
-    def distance_map(self, input: Tensor, label: Tensor, distance: Tensor | None) -> Tensor | None:  # noqa: A002
-        """Return the distance map that the surface terms need, ``[B, C, *S]``; ``distance`` came with the label."""
-        return None
+    def with_map(self, input: Tensor, target: Target) -> Target:  # noqa: A002
+        """Return the target with the distance map that the surface terms need."""
+        return target
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
+    def is_formula(self) -> bool:
+        """Tell whether the loss is a formula on sums and can share a pass; one that gives a value per voxel is not."""
+        return True
+
+    def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of a batch.
 
         Args:
-            input: logits, ``[B, C, *S]`` with 1 to 3 spatial axes.
+            input: logits, or probabilities for a loss without activation, ``[B, C, *S]`` with 1 to 3 spatial axes.
             target: index labels ``[B, *S]`` or ``[B, 1, *S]``, or dense labels ``[B, C, *S]``; or a dictionary with
-                such a ``label`` and its signed ``distance`` map ``[B, C, *S]``, which losses of regions pass over.
+                such a ``label`` and what belongs to it, see :class:`monai_losses_ext.sums.Target`.
         """
-        return fused_values([self], input, target)[0]
+        return fused_values([self], input, Target.parse(target, input))[0]
 
     def activation_for(self, num_channels: int) -> str:
         """Return the activation for an input of this many channels; a softmax over one would be a constant."""
@@ -117,35 +145,36 @@ class VoxelLoss(_Loss):
         warnings.warn("single channel prediction, `softmax=True` ignored.", stacklevel=4)
         return "none"
 
-    def without_background(self, values: Tensor) -> Tensor:
-        """Drop the column of class 0 from ``[B, C]`` values where the background does not count."""
-        return values[:, 1:] if not self.include_background and values.shape[1] > 1 else values
+    def first_class(self, num_channels: int) -> int:
+        """Return the first class that counts: 1 without the background, 0 with it or for one channel."""
+        return 0 if self.include_background or num_channels == 1 else 1
 
     def terms_for(self, num_channels: int) -> tuple[str, ...]:
         """Return the sums that :meth:`formula` needs for an input of this many channels."""
         return self.terms
 
-    @overload
-    def per_counted_class(self, argument: str, values: None, num_channels: int) -> None: ...
+    def set_per_class(self, name: str, values: Any, argument: str | None = None, persistent: bool = True) -> None:
+        """Keep one number for all classes as a number, and one per class as a buffer."""
+        tensor = per_class(argument or name, values)
+        if tensor is None or tensor.ndim:
+            self.register_buffer(name, tensor, persistent=persistent)
+        else:
+            setattr(self, name, tensor.item())
 
-    @overload
-    def per_counted_class(self, argument: str, values: Tensor, num_channels: int) -> Tensor: ...
-
-    def per_counted_class(self, argument: str, values: Tensor | None, num_channels: int) -> Tensor | None:
-        """Return the values of the classes that count, ``[C']`` or ``[]``, from a list that may name the background.
+    def per_counted_class(self, argument: str, values: Tensor | float, like: Tensor, num_channels: int) -> Any:
+        """Return the values of the classes that count, ``[C']``, in the dtype of ``like``; one for all as it is.
 
         Raises:
-            ValueError: where the list's length fits neither.
+            UserError: where the length of the list is neither the number of classes nor that of the classes counted.
         """
-        if values is None or values.ndim == 0:
+        if not isinstance(values, Tensor):
             return values
-        skips = not self.include_background and num_channels > 1
-        counted = num_channels - 1 if skips else num_channels
-        if len(values) not in (num_channels, counted):
+        first = self.first_class(num_channels)
+        if len(values) not in (num_channels, num_channels - first):
             rule = f"the length of {argument} must be the number of classes, {num_channels} for this input"
-            rule += f" or {counted} without the background" if skips else ""
+            rule += f" or {num_channels - 1} without the background" if first else ""
             raise errors.fail(argument, rule, values.tolist())
-        return values[1:] if skips and len(values) == num_channels else values
+        return (values[first:] if len(values) == num_channels else values).to(like)
 
     def warn_about_one_channel(self, num_channels: int) -> None:
         """Warn, as MONAI does, about flags that mean nothing for one channel."""
@@ -159,41 +188,90 @@ class VoxelLoss(_Loss):
 
 def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> list[Tensor]:  # noqa: A002
     """Return the value of each loss; those that see the same probabilities share one pass over the volume."""
-    label, distance = label_and_distance(target)
-    check_input(input)
     num_channels = input.shape[1]
     maps = [loss.map_options for loss in losses if loss.map_options is not None]
-    passes: dict[tuple[Any, ...], list[int]] = {}
-    for i, loss in enumerate(losses):
+    passes: dict[tuple[Any, ...], list[VoxelLoss]] = {}
+    for loss in losses:
         loss.warn_about_one_channel(num_channels)
         # A loss without a map joins the pass of one that has a map.
-        key = (loss.activation_for(num_channels), loss.other_act, loss.ignore_index, loss.backend)
-        passes.setdefault((*key, maps[0] if maps and loss.map_options is None else loss.map_options), []).append(i)
+        options = maps[0] if maps and loss.map_options is None else loss.map_options
+        ignored = tuple(loss.ignore_index) if isinstance(loss.ignore_index, Sequence) else loss.ignore_index
+        key = (loss.activation_for(num_channels), loss.other_act, ignored, loss.backend, options)
+        passes.setdefault(key, []).append(loss)
     values: dict[int, Tensor] = {}
     for (activation, other_act, ignore_index, backend, _), members in passes.items():
         x = input if other_act is None else other_act(input)
-        terms = list(dict.fromkeys(term for i in members for term in losses[i].terms_for(num_channels)))
-        mapped = next((losses[i] for i in members if losses[i].map_options is not None), None)
-        phi = None if mapped is None else mapped.distance_map(x, label, distance)
-        sums = voxel_sums(x, label, terms, activation, ignore_index, phi, backend)
-        is_index = with_channel_axis(x, label).shape[1] < x.shape[1]
-        for i in members:
-            values[i] = losses[i].shaped(losses[i].formula(sums, is_index), input.ndim)
-    return [values[i] for i in range(len(losses))]
+        part = target if ignore_index is None else target.ignoring(ignore_index, activation)
+        mapped = next((loss for loss in members if loss.map_options is not None), None)
+        part = replace(part, distance=None) if mapped is None else mapped.with_map(x, part)
+        terms = tuple(dict.fromkeys(term for loss in members for term in loss.terms_for(num_channels)))
+        check = next((loss._range for loss in members if loss._range is not None), None)
+        if check is not None and check.is_due():
+            terms = tuple(dict.fromkeys((*terms, *PROBABILITY_TERMS)))
+        sums = Sums(compute(x, part, terms, activation, backend), terms, part.is_index)
+        if check is not None:
+            check.look_at(sums)
+        for loss in members:
+            values[id(loss)] = loss.shaped(loss.formula(sums), input.ndim)
+    return [values[id(loss)] for loss in losses]
 
 
-def label_and_distance(target: Target) -> tuple[Tensor, Tensor | None]:
-    """Split a target into the labels and their signed distance map, None where it holds labels alone.
+class RangeCheck:
+    """Warn once where a loss without activation sees what cannot be probabilities: logits, most likely.
 
-    Raises:
-        ValueError: for a dictionary without labels.
+    A mean over voxels that is below 0 or above 1 tells, and a pass has it for nothing. On a GPU the answer is copied
+    to the CPU beside the other work and read at a later call, so that nothing waits.
+
+    Args:
+        name: the loss, for the warning.
     """
-    if isinstance(target, Tensor):
-        return target, None
-    if not isinstance(target, Mapping) or not isinstance(target.get(LABEL), Tensor):
-        got = sorted(target) if isinstance(target, Mapping) else type(target).__name__
-        raise errors.fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {DISTANCE!r})", got)
-    return target[LABEL], target.get(DISTANCE)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._answer: Tensor | None = None
+        self._event: Any = None
+        self._is_done = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RangeCheck:
+        return RangeCheck(self._name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RangeCheck, (self._name,)
+
+    def is_due(self) -> bool:
+        """Tell whether it has yet to look; it does not while ``torch.compile`` traces or a CUDA graph is captured."""
+        if self._is_done or torch.compiler.is_compiling():
+            return False
+        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+    @torch.no_grad()
+    def look_at(self, sums: Sums) -> None:
+        """Look at the sums ``pred`` and ``count`` of a pass."""
+        if not self.is_due():
+            return
+        if self._answer is None:
+            pred, count = sums["pred"].detach(), sums["count"].detach()
+            outside = ((pred < -1e-3 * count) | (pred > 1.001 * count)).any()
+            if outside.is_cuda:
+                self._answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(outside, non_blocking=True)
+                self._event = torch.cuda.Event()
+                self._event.record()
+                return
+            self._answer = outside
+        if self._event is not None and not self._event.query():
+            return
+        self._is_done = True
+        if self._answer:
+            warnings.warn(
+                f"{self._name}: the input should be probabilities between 0 and 1, since no activation is set, and it "
+                "is not. For logits, set softmax=True or sigmoid=True.",
+                stacklevel=5,
+            )
+
+
+def mean(values: Tensor) -> Tensor:
+    """Return the mean, and 0 for a batch without samples, as a mean over no voxel is."""
+    return values.mean() if values.numel() else values.sum()
 
 
 def divisor(count: Tensor) -> Tensor:
@@ -206,7 +284,7 @@ def activation_of(sigmoid: bool, softmax: bool, other_act: Any) -> str:
 
     Raises:
         TypeError: where ``other_act`` is no function.
-        ValueError: where more than one is given.
+        UserError: where more than one is given.
     """
     if other_act is not None and not callable(other_act):
         raise TypeError(f"other_act: must be a function or none; got {errors.describe(other_act)}.")
@@ -220,7 +298,7 @@ def as_list(argument: str, rule: str, values: Any) -> list[Any]:
     """Return what holds values one after another, be it an array or a tensor, as a list.
 
     Raises:
-        ValueError: for a text, a dictionary, and what holds nothing.
+        UserError: for a text, a dictionary, and what holds nothing.
     """
     items = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values
     if isinstance(items, (str, Mapping)) or not isinstance(items, Iterable):

@@ -6,17 +6,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence, Sized
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_losses_ext import arguments, errors
-from monai_losses_ext.distance import signed_distance
-from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of, divisor
-from monai_losses_ext.sums.terms import kept_voxels
-from monai_losses_ext.sums.voxel_sums import checked
+from monai_losses_ext import arguments
+from monai_losses_ext.distance import signed_distance, voxel_size
+from monai_losses_ext.losses.base import (
+    ClassWeights,
+    Positive,
+    Reduction,
+    Sums,
+    VoxelLoss,
+    activation_of,
+    divisor,
+    mean,
+)
+from monai_losses_ext.sums.target import IgnoreIndex, Target
 
 
 class BoundaryLoss(VoxelLoss):
@@ -42,8 +50,8 @@ class BoundaryLoss(VoxelLoss):
         reduction: ``mean`` over samples and classes, ``sum``, or ``none``.
         batch: average over the samples before the reduction.
         weight: one factor per class, or one for all.
-        ignore_index: label of the voxels that do not count. In a map that is computed here they lie outside of all
-            classes.
+        ignore_index: label, or list of labels, of the voxels that do not count. In a map that is computed here they
+            lie outside of all classes.
         normalize: ``voxels``: the mean over the voxels that count, in mm; ``distance``: the same with every map divided
             by its largest absolute value, without a unit and at most 2; ``none``: the sum.
         absent: map of a class that the reference lacks: ``far``, half the diagonal of the volume, so that a false
@@ -53,7 +61,7 @@ class BoundaryLoss(VoxelLoss):
             for maps that are computed here.
         spacing: voxel size in mm, one number or one per axis, for maps that are computed here; taken from the affine of
             the target, sample by sample, unless given; 1 mm, with a warning, for a target without an affine.
-        distance_backend: ``edt``, ``scipy`` or ``auto``, see :func:`monai_losses_ext.distance.signed_distance`.
+        distance_backend: ``numba``, ``scipy`` or ``auto``, see :func:`monai_losses_ext.distance.signed_distance`.
 
     Shape:
         input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]`` or a dictionary with such a label;
@@ -81,12 +89,12 @@ class BoundaryLoss(VoxelLoss):
         reduction: Reduction = "mean",
         batch: bool = False,
         weight: ClassWeights = None,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
         normalize: Literal["voxels", "distance", "none"] = "voxels",
         absent: Literal["far", "zero"] = "far",
         convention: Literal["signed", "kervadec"] = "signed",
         spacing: Positive | Sequence[Positive] | None = None,
-        distance_backend: Literal["auto", "edt", "scipy"] = "auto",
+        distance_backend: Literal["auto", "numba", "scipy"] = "auto",
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
         arguments.check_arguments(BoundaryLoss.__init__, locals())
@@ -115,32 +123,27 @@ class BoundaryLoss(VoxelLoss):
         return scaled, self.absent, self.convention, self.spacing, self.distance_backend, self.include_background
 
     @torch.no_grad()
-    def distance_map(self, input: Tensor, label: Tensor, distance: Tensor | None) -> Tensor:  # noqa: A002
-        """Return the map ``[B, C, *S]`` that the loss integrates: the one that came with the label, or a new one."""
-        dense = checked(input, label)[1]
-        kept = [kept_voxels(sample, self.activation, self.ignore_index) for sample in dense]
-        masks = [mask for mask in kept if mask is not None]
-        dropped = ~torch.stack(masks).unsqueeze(1) if masks else None
+    def with_map(self, input: Tensor, target: Target) -> Target:  # noqa: A002
+        """Return the target with the map that the loss integrates: the one that came along, or a new one."""
+        counted = target.counted()
+        distance = target.distance
         if distance is None:
-            # -1 is no class, and outside of a mask
-            dense = dense if dropped is None else dense.double().masked_fill(dropped, -1.0)
-            distance = self._new_map(label, dense, input.shape[1])
-        elif not isinstance(distance, Tensor) or distance.device != input.device:
-            got = distance.device if isinstance(distance, Tensor) else type(distance).__name__
-            raise errors.fail("distance", f"must be a tensor on the input's device, {input.device}", str(got))
-        elif distance.shape != input.shape:
-            rule = f"must have the input's shape {list(input.shape)}"
-            raise errors.ShapeError(f"distance: {rule}; got {list(distance.shape)}.")
+            distance = self._new_map(target, counted, input.shape[1])
         if self.normalize == "distance":
             axes = tuple(range(2, distance.ndim))
-            counted = distance if dropped is None else distance.masked_fill(dropped, 0.0)
-            largest = torch.maximum(counted.amax(axes, keepdim=True), -counted.amin(axes, keepdim=True))
-            distance = counted / torch.where(largest > 0, largest, 1.0)
-        return distance
+            known = distance if counted is None else distance.masked_fill(~counted, 0.0)
+            largest = torch.maximum(known.amax(axes, keepdim=True), -known.amin(axes, keepdim=True))
+            distance = known / torch.where(largest == 0, 1.0, largest)
+        return replace(target, distance=distance)
 
-    def _new_map(self, label: Tensor, dense: Tensor, num_classes: int) -> Tensor:
-        """Return the map of ``dense``, which are the labels as :func:`signed_distance` takes them."""
-        spacing = self.spacing if self.spacing is not None else spacing_of(label, dense.ndim - 2)
+    def _new_map(self, target: Target, counted: Tensor | None, num_classes: int) -> Tensor:
+        """Return the map of the labels; voxels that do not count lie outside of all classes."""
+        label = target.label
+        if counted is not None and target.is_index:
+            label = torch.where(counted, label if label.is_floating_point() else label.long(), -1)  # -1 is no class
+        elif counted is not None:
+            label = torch.where(counted, label, torch.zeros_like(label))
+        spacing = self.spacing if self.spacing is not None else voxel_size(target.affine, label.ndim - 2)
         if spacing is None and not self._warned:
             self._warned = True
             warnings.warn(
@@ -149,8 +152,8 @@ class BoundaryLoss(VoxelLoss):
                 stacklevel=8,
             )
         return signed_distance(
-            dense,
-            num_classes if dense.shape[1] < num_classes else None,
+            label,
+            num_classes if target.is_index else None,
             spacing,
             self.absent,
             self.convention,
@@ -158,27 +161,17 @@ class BoundaryLoss(VoxelLoss):
             self.distance_backend,
         )
 
-    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+    def formula(self, sums: Sums) -> Tensor:
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
-        values = self.without_background(sums["surface"] - sums["surface_min"])
+        first = self.first_class(sums.num_channels)
+        surface, constant, count = sums.rows(self.terms, first).unbind(0)
+        values = surface - constant
         if self.normalize != "none":
-            values = values / divisor(self.without_background(sums["count"]))
-        weights = self.per_counted_class("weight", self.class_weight, sums["count"].shape[1])
-        if weights is not None:
-            values = values * weights.to(values)
+            values = values / divisor(count)
+        if self.class_weight is not None:
+            values = values * self.per_counted_class("weight", self.class_weight, values, sums.num_channels)
         if self.batch:
             values = values.mean(0)
         if self.reduction == "none":
             return values
-        return values.mean() if self.reduction == "mean" else values.sum()
-
-
-def spacing_of(label: Tensor, num_axes: int) -> list[float] | list[list[float]] | None:
-    """Return the voxel size along each axis in mm, of a label or of each sample of a batch; None without an affine."""
-    if not isinstance(label, MetaTensor):
-        return None
-    # The length of a voxel's edge in the patient's space, which may have more axes than the label: MONAI's
-    # affine_to_spacing cuts them off, and takes the slice of a volume for 1 mm wide where it finds nothing.
-    affine = torch.as_tensor(label.affine, dtype=torch.float64)
-    sizes: list[float] | list[list[float]] = affine[..., :-1, :num_axes].norm(dim=-2).tolist()
-    return sizes
+        return mean(values) if self.reduction == "mean" else values.sum()

@@ -9,41 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import monai.losses
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import arguments, errors
-from monai_losses_ext.losses.base import Target, VoxelLoss, as_list, fused_values, label_and_distance
-from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
-from monai_losses_ext.losses.focal import FocalLoss
-from monai_losses_ext.losses.hausdorff import HausdorffDTLoss
-from monai_losses_ext.losses.weighting import FixedWeighting, Weighting, get_weighting
-
-# Losses that know no sign of their own, and are never negative for probabilities and labels, with their default alpha
-# and no more smoothing above than below.
-NON_NEGATIVE = (
-    HausdorffDTLoss,
-    monai.losses.DiceLoss,
-    monai.losses.GeneralizedDiceLoss,
-    monai.losses.GeneralizedWassersteinDiceLoss,
-    monai.losses.DiceCELoss,
-    monai.losses.DiceFocalLoss,
-    monai.losses.GeneralizedDiceFocalLoss,
-    monai.losses.FocalLoss,
-    monai.losses.TverskyLoss,
-    monai.losses.HausdorffDTLoss,
-    monai.losses.SoftclDiceLoss,
-    monai.losses.SoftDiceclDiceLoss,
-    nn.CrossEntropyLoss,
-    nn.BCELoss,
-    nn.BCEWithLogitsLoss,
-    nn.L1Loss,
-    nn.MSELoss,
-    nn.SmoothL1Loss,
-    nn.HuberLoss,
-)
+from monai_losses_ext.losses import foreign
+from monai_losses_ext.losses.axes import check_axes
+from monai_losses_ext.losses.base import TargetLike, VoxelLoss, as_list, fused_values
+from monai_losses_ext.losses.weighting import FixedWeighting, Weighting
+from monai_losses_ext.losses.weighting_config import get_weighting
+from monai_losses_ext.sums.target import Target, label_of
 
 
 class CompoundLoss(_Loss):
@@ -66,6 +42,8 @@ class CompoundLoss(_Loss):
             such a type and its options, e.g. ``{"type": "softmax", "floor": 0.1}``; see
             :mod:`monai_losses_ext.losses.weighting`. ``softmax`` and ``uncertainty`` are learned, with or without
             ``learnable``. A :class:`Weighting` object brings its own initial weights.
+        mixed_activations: take components that read the input in different ways, one as logits of a softmax and
+            another of a sigmoid, say. Unless it is set, that is an error, since it is nearly always a slip.
 
     Shape:
         As its components. With fixed weights some may have ``reduction="none"``, if these all give values per sample,
@@ -78,8 +56,8 @@ class CompoundLoss(_Loss):
 
     Raises:
         ValueError: for no component, a nested compound, a negative weight, names and weights of another number, an
-            unknown weighting or option, or a weighting that cannot take these components, weights or ``learnable``; in
-            a forward pass for terms whose axes differ.
+            unknown weighting or option, a weighting that cannot take these components, weights or ``learnable``, or
+            components of different activations; in a forward pass for terms whose axes differ.
 
     Example:
         >>> import torch
@@ -99,6 +77,7 @@ class CompoundLoss(_Loss):
         names: Sequence[str | None] | None = None,
         learnable: bool = False,
         weighting: str | Mapping[str, Any] | Weighting | None = None,
+        mixed_activations: bool = False,
     ) -> None:
         super().__init__()
         losses = as_list("losses", "must be a list of losses", losses)
@@ -120,6 +99,8 @@ class CompoundLoss(_Loss):
             raise errors.fail("names", "must differ from each other", list(self.names))
         for name, value in zip(self.names, values, strict=True):
             arguments.number(f"weights: {name}", value, arguments.Limits(minimum=0))
+        if not any(values):
+            raise errors.fail("weights", "must hold one above 0, or nothing is trained", values)
         if not isinstance(learnable, bool):
             raise errors.fail("learnable", "must be true or false", learnable)
         if isinstance(weighting, Weighting) and (weights is not None or len(weighting.effective()) != len(losses)):
@@ -128,6 +109,8 @@ class CompoundLoss(_Loss):
         self.losses = nn.ModuleList(losses)
         self.weighting = get_weighting(weighting, learnable, values)
         self._check_signs()
+        if not mixed_activations:
+            self._check_activations()
         self.last_terms: dict[str, Tensor] = {}
 
     def get_weights(self) -> dict[str, float]:
@@ -162,78 +145,71 @@ class CompoundLoss(_Loss):
             raise errors.fail("means", f"must hold all of {', '.join(self.names)}", sorted(means))
         self.weighting.end_epoch([means[name] for name in self.names])
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
+    def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the weighted sum for a batch.
 
         Args:
             input: logits, ``[B, C, *S]``.
             target: index labels ``[B, *S]`` or ``[B, 1, *S]``, or dense labels ``[B, C, *S]``; or a dictionary with
-                such a ``label`` and its signed ``distance`` map, for a boundary loss among the components.
+                such a ``label`` and what belongs to it, see :class:`monai_losses_ext.sums.Target`. A component that is
+                no loss of this package gets the label alone.
         """
         terms = self.component_values(input, target)
         named = dict(zip(self.names, terms, strict=True))
-        _check_axes(named)
+        check_axes(named)
         self.last_terms = {name: term.detach() for name, term in named.items()}
         return self.weighting.combine(terms)
 
-    def component_values(self, input: Tensor, target: Target) -> list[Tensor]:  # noqa: A002
+    def component_values(self, input: Tensor, target: TargetLike) -> list[Tensor]:  # noqa: A002
         """Return the value of each component, without its weight."""
-        fused = [i for i, loss in enumerate(self.losses) if isinstance(loss, VoxelLoss) and not _is_voxel_map(loss)]
-        members = [loss for loss in self.losses if isinstance(loss, VoxelLoss) and not _is_voxel_map(loss)]
-        values = dict(zip(fused, fused_values(members, input, target), strict=True)) if fused else {}
+        label, parsed = label_of(target), target
+        if any(isinstance(loss, VoxelLoss) for loss in self.losses):
+            parsed = Target.parse(target, input)
+        fused = {i: loss for i, loss in enumerate(self.losses) if isinstance(loss, VoxelLoss) and loss.is_formula()}
+        values: dict[int, Tensor] = {}
+        if fused and isinstance(parsed, Target):
+            values = dict(zip(fused, fused_values([*fused.values()], input, parsed), strict=True))
         for i, loss in enumerate(self.losses):
             if i not in values:
-                values[i] = loss(input, label_and_distance(target)[0])
+                values[i] = loss(input, parsed if isinstance(loss, VoxelLoss) else label)
         return [values[i] for i in range(len(self.losses))]
+
+    @property
+    def backend(self) -> str:
+        """How the sums of the components are computed; to set it sets it for all of them."""
+        backends = {loss.backend for loss in self.losses if isinstance(loss, VoxelLoss)}
+        return backends.pop() if len(backends) == 1 else "auto"
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        for loss in self.losses:
+            if isinstance(loss, VoxelLoss):
+                loss.backend = backend
+
+    def _check_activations(self) -> None:
+        """Refuse components that would read one input in two ways."""
+        first = None
+        for name, loss in zip(self.names, self.losses, strict=True):
+            activation = foreign.activation(loss)
+            if activation is None:
+                continue
+            if first is not None and first[1] != activation:
+                rule = "must all read the input alike, by softmax, by sigmoid, or as probabilities (none), unless "
+                rule += "mixed_activations=True"
+                raise errors.fail("losses", rule, f"{first[1]} for {first[0]!r} and {activation} for {name!r}")
+            first = first or (name, activation)
 
     def _check_signs(self) -> None:
         """Refuse a component that may be negative where the weighting cannot take that."""
         for name, loss in zip(self.names, self.losses, strict=True):
-            if self.weighting.takes_negative or _is_non_negative(loss):
+            if self.weighting.takes_negative or foreign.is_non_negative(loss):
                 continue
             rule = f"may be negative, which weighting {self.weighting.kind!r} cannot take; use softmax, or set "
-            if _smooths_above(loss):
+            if foreign.smooths_above(loss):
                 rule += "smooth_nr to at most smooth_dr"
             else:
                 rule += "non_negative = True on a loss that never is"
             raise errors.fail(f"losses: {name}", rule, type(loss).__name__)
-
-
-def _is_non_negative(loss: nn.Module) -> bool:
-    """Tell whether the loss says that it is never negative, or is known to be so."""
-    said = getattr(loss, "non_negative", None)
-    return said if isinstance(said, bool) else isinstance(loss, NON_NEGATIVE) and not _smooths_above(loss)
-
-
-def _smooths_above(loss: nn.Module) -> bool:
-    """Tell whether an overlap loss, or one within, falls below 0 for a class that neither side holds."""
-    return any(getattr(part, "smooth_nr", 0) > getattr(part, "smooth_dr", 0) for part in loss.modules())
-
-
-def _is_voxel_map(loss: VoxelLoss) -> bool:
-    """Tell whether the loss returns a value per voxel, which is no formula on sums."""
-    return loss.reduction == "none" and isinstance(loss, (CrossEntropyLoss, FocalLoss))
-
-
-def _check_axes(terms: Mapping[str, Tensor]) -> None:
-    """Refuse terms whose axes differ in what they are, which torch would add up all the same where lengths agree."""
-    shapes = {name: list(term.shape) for name, term in terms.items() if term.ndim > 0}
-    if not shapes:
-        return
-    most = max([len(shape) for shape in shapes.values()])
-    samples = next(shape[0] for shape in shapes.values() if len(shape) == most)
-    # Dice of a whole batch, [C', 1, ...], has no axis of samples.
-    full = [
-        [samples, *shape] if len(shape) == most - 1 and all(length == 1 for length in shape[1:]) else shape
-        for shape in shapes.values()
-    ]
-    fits = all(len(shape) == most for shape in full) and all(
-        len({length for length in lengths if axis < 2 or length != 1}) <= 1
-        for axis, lengths in enumerate(zip(*full, strict=True))
-    )
-    if not fits:
-        rule = "values of reduction='none' must have the same axes (samples, classes, voxels) to be added up"
-        raise errors.fail("losses", rule, shapes)
 
 
 def _default_names(losses: Sequence[nn.Module]) -> list[str]:

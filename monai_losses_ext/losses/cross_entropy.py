@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from monai_losses_ext import arguments, errors
@@ -12,14 +14,13 @@ from monai_losses_ext.losses.base import (
     Fraction,
     Reduction,
     Sums,
-    Target,
+    TargetLike,
     VoxelLoss,
     activation_of,
     divisor,
-    label_and_distance,
 )
 from monai_losses_ext.sums import terms as T  # noqa: N812
-from monai_losses_ext.sums.voxel_sums import check_input, voxel_inputs
+from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 
 class CrossEntropyLoss(VoxelLoss):
@@ -36,7 +37,7 @@ class CrossEntropyLoss(VoxelLoss):
         weight: softmax: a factor per class, and with index labels the mean is divided by the sum of the voxels'
             weights. Sigmoid: a factor for the positive voxels of each class.
         label_smoothing: softmax only: share of each label that is spread over all classes.
-        ignore_index: label of the voxels that do not count.
+        ignore_index: label, or list of labels, of the voxels that do not count.
         to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
 
     Shape:
@@ -63,7 +64,7 @@ class CrossEntropyLoss(VoxelLoss):
         reduction: Reduction = "mean",
         weight: ClassWeights = None,
         label_smoothing: Fraction = 0.0,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
         to_onehot_y: bool = False,
     ) -> None:
         activation_of(sigmoid, softmax, None)
@@ -90,52 +91,64 @@ class CrossEntropyLoss(VoxelLoss):
             return ("ce", "ce_neg", "count")
         return ("ce", "ref", "count", "logp") if self.label_smoothing else ("ce", "ref", "count")
 
-    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+    def formula(self, sums: Sums) -> Tensor:
         """Return the summed or averaged cross-entropy, a scalar."""
-        num_channels = sums["ce"].shape[1]
-        weight = self.per_counted_class("weight", self.class_weight, num_channels)
-        weight = None if weight is None else weight.to(sums["ce"])
-        total = self._weighed(sums, weight, num_channels).sum()
+        num_channels = sums.num_channels
+        ce = sums["ce"]
+        weight = self.class_weight
+        weight = None if weight is None else self.per_counted_class("weight", weight, ce, num_channels)
+        is_sigmoid = self.activation_for(num_channels) == "sigmoid"
+        other = sums["ce_neg"] if is_sigmoid else sums["logp"] if self.label_smoothing else None
+        total = self._weighed(ce, other, weight, is_sigmoid).sum()
         if self.reduction == "sum":
             return total
-        if self.activation_for(num_channels) == "sigmoid":
+        if is_sigmoid:
             return total / divisor(sums["count"].sum())
         # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
-        counts = _times(weight, sums["ref"]) if is_index else sums["count"][:, 0]
+        counts = _times(weight, sums["ref"]) if sums.is_index else sums["count"][:, 0]
         return total / divisor(counts.sum())
 
-    def _weighed(self, parts: Sums, weight: Tensor | None, num_channels: int) -> Tensor:
-        """Return the cross-entropy of each class, of sums or of voxels; ``weight`` has the axes of the parts."""
-        values = _times(weight, parts["ce"])
-        if self.activation_for(num_channels) == "sigmoid":
-            return values + parts["ce_neg"]
-        if not self.label_smoothing:
+    def _weighed(self, ce: Tensor, other: Tensor | None, weight: Any, is_sigmoid: bool) -> Tensor:
+        """Return the cross-entropy of each class, of sums or of voxels ``[B, C, ...]``.
+
+        Args:
+            ce: the part of the labels.
+            other: sigmoid: that of the negative voxels; softmax: ``-log p`` of all classes, for smoothed labels.
+            weight: of each class, with the axes of the parts; or one for all, or None.
+            is_sigmoid: which of the two it is.
+        """
+        values = _times(weight, ce)
+        if is_sigmoid:
+            return values if other is None else values + other
+        if other is None:
             return values
-        rest = _times(weight, parts["logp"])
-        return (1 - self.label_smoothing) * values + self.label_smoothing / num_channels * rest
+        return (1 - self.label_smoothing) * values + self.label_smoothing / ce.shape[1] * _times(weight, other)
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
+    def is_formula(self) -> bool:
+        """Tell whether the loss is a formula on sums; a value per voxel is not."""
+        return self.reduction != "none"
+
+    def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
-        if self.reduction != "none":
-            return super().forward(input, target)
-        return self._voxel_map(input, label_and_distance(target)[0])
+        return super().forward(input, target) if self.is_formula() else self._voxel_map(input, target)
 
-    def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
-        check_input(logits)
-        num_channels = logits.shape[1]
+    def _voxel_map(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002
+        target = Target.parse(target, input)
+        num_channels = input.shape[1]
         activation = self.activation_for(num_channels)
-        x, dense, dropped = voxel_inputs(logits, target, activation, self.ignore_index)
+        is_sigmoid = activation == "sigmoid"
+        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self.ignore_index, activation), activation)
         terms = [term for term in self.terms_for(num_channels) if term in T.LOG_TERMS]
-        parts = T.voxel_values(terms, activation, x.transpose(0, 1), dense.transpose(0, 1), None)  # C B *S
-        weight = self.per_counted_class("weight", self.class_weight, num_channels)
-        weight = None if weight is None else weight.to(x).view(-1, *[1] * (x.ndim - 1))
-        values = self._weighed(parts, weight, num_channels)
-        if activation == "sigmoid":
-            values = values.transpose(0, 1)
-        else:
-            values, dropped = values.sum(0), None if dropped is None else dropped.squeeze(1)
-        return values if dropped is None else values.masked_fill(dropped, 0.0)
+        parts = T.voxel_values(terms, activation, x, dense, None)
+        weight = self.class_weight
+        if weight is not None:
+            weight = self.per_counted_class("weight", weight, x, num_channels)
+            weight = weight.view(-1, *[1] * (x.ndim - 2)) if isinstance(weight, Tensor) else weight
+        other = parts.get("ce_neg") if is_sigmoid else parts.get("logp")
+        values = self._weighed(parts["ce"], other, weight, is_sigmoid)
+        values = values if multiplier is None else values * multiplier
+        return values if is_sigmoid else values.sum(1)
 
 
-def _times(weight: Tensor | None, values: Tensor) -> Tensor:
+def _times(weight: Any, values: Tensor) -> Tensor:
     return values if weight is None else weight * values

@@ -5,26 +5,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import monai.losses
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
-from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_losses_ext import arguments, errors
-from monai_losses_ext.losses.base import (
-    DISTANCE,
-    LABEL,
-    NonNegative,
-    Target,
-    VoxelLoss,
-    as_list,
-    label_and_distance,
-)
+from monai_losses_ext.losses.base import NonNegative, TargetLike, VoxelLoss, as_list
 from monai_losses_ext.losses.boundary import BoundaryLoss
 from monai_losses_ext.losses.compound import CompoundLoss
+from monai_losses_ext.sums.target import Target, label_of
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -47,8 +40,9 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
             as of a network that gives no more outside of training, the first counts.
 
     Shape:
-        input a list of ``[B, C, *S_l]``, the full resolution first, or one tensor; target as the loss's own, of the
-        full resolution.
+        input a list of ``[B, C, *S_l]``, the full resolution first; one tensor ``[B, heads, C, *S]``, as MONAI's
+        DynUNet gives while it trains; or ``[B, C, *S]``. Target as the loss's own, of the full resolution. The label's
+        axes tell the last two apart: give it a channel axis.
 
     Raises:
         ValueError: for an input without a head, weights of another number, an unknown mode, and for a boundary loss
@@ -73,59 +67,96 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         given = None if weights is None else as_list("weights", "must be a list of numbers", weights)
         super().__init__(loss, weight_mode, given)
 
-    def get_loss(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
+    def get_loss(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of one head, with the target at its resolution."""
-        label, distance = label_and_distance(target)
-        size = input.shape[2:]
-        if label.shape[-len(size) :] != size:
-            label = resample_label(self._with_affine(label) if distance is None else label, size)
-        if not isinstance(self.loss, (VoxelLoss, CompoundLoss)):
-            # MONAI's own may overflow in half precision, and know no maps.
-            return self.loss(input if input.dtype == torch.float64 else input.float(), label)
-        if distance is None:
-            return self.loss(input, label)
-        if distance.shape[2:] != size:
-            distance = F.interpolate(distance, size=tuple(size), mode=LINEAR[len(size)], align_corners=False)
-        return self.loss(input, {LABEL: label, DISTANCE: distance})
+        target = resampled(_parsed(target, input), input.shape[2:])
+        if isinstance(self.loss, (VoxelLoss, CompoundLoss)):
+            return self.loss(input, target)
+        # MONAI's own may overflow in half precision, and know no maps.
+        return self.loss(input if input.dtype == torch.float64 else input.float(), label_of(target))
 
-    def forward(self, input: Tensor | Sequence[Tensor] | None, target: Target) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor | Sequence[Tensor] | None, target: TargetLike) -> Tensor:  # noqa: A002
         """Return the weighted sum over the heads; see the class."""
-        heads = [input] if isinstance(input, Tensor) else list(input or [])
-        if not heads or not all(isinstance(head, Tensor) for head in heads):
-            raise errors.fail("input", "must be a tensor or a list of at least one", input)
-        if self.weights is not None and not isinstance(input, Tensor) and len(self.weights) != len(heads):
+        heads = _heads(input, target)
+        is_one = isinstance(input, Tensor) and len(heads) == 1
+        if self.weights is not None and not is_one and len(self.weights) != len(heads):
             raise errors.fail("weights", f"must hold one per head ({len(heads)})", self.weights)
         weights = self.get_weights(levels=len(heads))
+        parsed = _parsed(target, heads[0])
+        self._check_spacing(parsed, heads)
         # The first head comes last, so that its terms are the ones that stay in last_terms.
-        values = [weights[i] * self.get_loss(heads[i], target) for i in reversed(range(len(heads)))]
+        values = [weights[i] * self.get_loss(heads[i], parsed) for i in reversed(range(len(heads)))]
         return torch.stack(values).sum(0)
 
-    def _with_affine(self, label: Tensor) -> Tensor:
-        """Return the label with the affine that a boundary loss takes its voxel size from: of 1 mm if it has none."""
-        boundary_losses = [module for module in self.modules() if isinstance(module, BoundaryLoss)]
-        for loss in boundary_losses:
-            if loss.spacing is not None:
+    def _check_spacing(self, target: Target, heads: Sequence[Tensor]) -> None:
+        """Refuse a voxel size of the loss's own where a map is made for a smaller head."""
+        if target.distance is not None or all(head.shape[2:] == target.label.shape[2:] for head in heads):
+            return
+        for loss in self.modules():
+            if isinstance(loss, BoundaryLoss) and loss.spacing is not None:
                 rule = "cannot follow the heads' resolution; use labels with an affine, or a distance map"
                 raise errors.fail("BoundaryLoss: spacing", rule, loss.spacing)
-        has_size = isinstance(label, MetaTensor) or not boundary_losses
-        return label if has_size else MetaTensor(label, affine=torch.eye(4, dtype=torch.float64))
 
 
-def resample_label(label: Tensor, size: Sequence[int]) -> Tensor:
-    """Return a label ``[B, *S]`` or ``[B, C, *S]`` of any dtype at another size, each voxel from the nearest.
+def _heads(input: Tensor | Sequence[Tensor] | None, target: TargetLike) -> list[Tensor]:  # noqa: A002
+    """Return the heads, the full resolution first; DynUNet's one tensor ``[B, heads, C, *S]`` is taken apart."""
+    if isinstance(input, Tensor):
+        return list(input.unbind(1)) if _holds_heads(input, target) else [input]
+    heads = list(input or [])
+    if not heads or not all(isinstance(head, Tensor) for head in heads):
+        raise errors.fail("input", "must be a tensor or a list of at least one", input)
+    return heads
 
-    As ``torch.nn.functional.interpolate`` with ``nearest-exact``, which knows no integers. An affine follows.
+
+def _holds_heads(input: Tensor, target: TargetLike) -> bool:  # noqa: A002
+    """Tell whether a tensor is ``[B, heads, C, *S]``: it has an axis more than a label with a channel axis.
+
+    A label of whole numbers without a channel axis, ``[B, *S]``, has an axis less than plain scores too, and is taken
+    for that where it fits.
     """
-    result = label.as_subclass(Tensor) if isinstance(label, MetaTensor) else label
-    sizes = list(zip(label.shape[-len(size) :], size, strict=True))
-    for axis, (old, new) in enumerate(sizes, label.ndim - len(size)):
+    label = label_of(target)
+    if input.ndim != label.ndim + 1 or input.ndim < 4:
+        return False
+    is_plain = input.shape[2:] == label.shape[1:] and not (label.is_floating_point() or label.dtype == torch.bool)
+    return not is_plain and input.shape[3:] == label.shape[2:] and label.shape[1] in (1, input.shape[2])
+
+
+def _parsed(target: TargetLike, head: Tensor) -> Target:
+    """Return the target, checked against a head, whose resolution may be lower."""
+    label = label_of(target)
+    size = label.shape[max(1, label.ndim - head.ndim + 2) :]
+    full = head.detach().new_empty(1).expand(*head.shape[:2], *size)
+    return Target.parse(target, full)
+
+
+def resampled(target: Target, size: Sequence[int]) -> Target:
+    """Return a target at another size: labels from the nearest voxel, maps and weights linearly.
+
+    Labels of any dtype, as ``torch.nn.functional.interpolate`` with ``nearest-exact``, which knows no integers. The
+    affine follows; without one, the voxels of the full resolution are taken for 1 mm.
+    """
+    old_size = target.label.shape[2:]
+    if tuple(old_size) == tuple(size):
+        return target
+    label = target.label
+    affine = torch.eye(4, dtype=torch.float64) if target.affine is None else target.affine
+    affine = torch.as_tensor(affine, dtype=torch.float64)
+    scale = torch.eye(affine.shape[-1], dtype=torch.float64, device=affine.device)
+    for axis, (old, new) in enumerate(zip(old_size, size, strict=True)):
         middles = 2 * torch.arange(new, device=label.device) + 1  # twice the middle of each new voxel
-        result = result.index_select(axis, middles * old // (2 * new))
-    if not isinstance(label, MetaTensor):
-        return result
-    affine = torch.as_tensor(label.affine, dtype=torch.float64)
-    scale = torch.eye(affine.shape[-1], dtype=torch.float64)
-    for axis, (old, new) in enumerate(sizes):
+        label = label.index_select(axis + 2, middles * old // (2 * new))
         scale[axis, axis] = old / new
         scale[axis, -1] = (old / new - 1) / 2  # the middle of the first new voxel, in old voxels
-    return MetaTensor(result, affine=affine @ scale)
+    return replace(
+        target,
+        label=label,
+        affine=affine @ scale,
+        distance=_interpolated(target.distance, size),
+        weight=_interpolated(target.weight, size),
+    )
+
+
+def _interpolated(volume: Tensor | None, size: Sequence[int]) -> Tensor | None:
+    if volume is None:
+        return None
+    return F.interpolate(volume, size=tuple(size), mode=LINEAR[len(size)], align_corners=False)

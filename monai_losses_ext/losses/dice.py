@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.base import ClassWeights, NonNegative, Reduction, Sums, VoxelLoss, activation_of
+from monai_losses_ext.losses.base import ClassWeights, NonNegative, Reduction, Sums, VoxelLoss, activation_of, mean
+from monai_losses_ext.sums.target import IgnoreIndex
 
 
 class OverlapLoss(VoxelLoss):
@@ -40,24 +41,20 @@ class OverlapLoss(VoxelLoss):
     def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
         """Return the loss from true positives, all that is predicted and all there is, each ``[B or 1, C']``."""
 
-    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+    def formula(self, sums: Sums) -> Tensor:
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
-        first, pred, ref = (self._counted(sums[term]) for term in self.terms)
+        num_channels = sums.num_channels
+        rows = sums.rows(self.terms, self.first_class(num_channels))
+        first, pred, ref = (rows.sum(1, keepdim=True) if self.batch else rows).unbind(0)
         tp = (pred + ref - first) / 2 if self.terms[0] == "abs_diff" else first
-        num_channels = sums[self.terms[0]].shape[1]
         values = self.score(tp, pred, ref, num_channels)
-        weights = self.per_counted_class("weight", self.class_weight, num_channels)
-        if weights is not None and values.shape[1] > 1:
-            values = values * weights.to(values)
+        if self.class_weight is not None and values.shape[1] > 1:
+            values = values * self.per_counted_class("weight", self.class_weight, values, num_channels)
         if self.reduction == "mean":
-            return values.mean()
+            return mean(values)
         if self.reduction == "sum":
             return values.sum()
         return values[0] if self.batch else values
-
-    def _counted(self, values: Tensor) -> Tensor:
-        values = self.without_background(values)
-        return values.sum(0, keepdim=True) if self.batch else values
 
 
 class DiceLoss(OverlapLoss):
@@ -80,7 +77,7 @@ class DiceLoss(OverlapLoss):
         batch: sum over the samples of a batch before the quotient.
         weight: one factor per class, or one for all.
         soft_label: count true positives so that a perfect soft prediction costs nothing.
-        ignore_index: label of the voxels that do not count.
+        ignore_index: label, or list of labels, of the voxels that do not count.
 
     Shape:
         input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
@@ -115,7 +112,7 @@ class DiceLoss(OverlapLoss):
         batch: bool = False,
         weight: ClassWeights = None,
         soft_label: bool = False,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
         arguments.check_arguments(DiceLoss.__init__, locals())

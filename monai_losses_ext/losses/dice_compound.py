@@ -10,11 +10,12 @@ from typing import Literal
 from torch import Tensor
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.base import ClassWeights, Fraction, NonNegative, Reduction
+from monai_losses_ext.losses.base import ClassWeights, Exponent, Fraction, NonNegative, Reduction
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.dice import DiceLoss
 from monai_losses_ext.losses.focal import FocalLoss
+from monai_losses_ext.sums.target import IgnoreIndex
 
 
 class DiceCELoss(CompoundLoss):
@@ -40,7 +41,7 @@ class DiceCELoss(CompoundLoss):
         lambda_dice: weight of the Dice part, at least 0.
         lambda_ce: weight of the cross-entropy, at least 0.
         label_smoothing: see :class:`CrossEntropyLoss`.
-        ignore_index: label of the voxels that do not count, in both parts.
+        ignore_index: label, or list of labels, of the voxels that do not count, in both parts.
 
     Example:
         >>> import torch
@@ -66,7 +67,7 @@ class DiceCELoss(CompoundLoss):
         lambda_dice: NonNegative = 1.0,
         lambda_ce: NonNegative = 1.0,
         label_smoothing: Fraction = 0.0,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
     ) -> None:
         arguments.check_arguments(DiceCELoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
         dice = DiceLoss(
@@ -87,7 +88,7 @@ class DiceCELoss(CompoundLoss):
         cross_entropy = CrossEntropyLoss(
             reduction=reduction, weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index
         )
-        super().__init__([dice, cross_entropy], [lambda_dice, lambda_ce], ["dice", "ce"])
+        super().__init__([dice, cross_entropy], [lambda_dice, lambda_ce], ["dice", "ce"], mixed_activations=True)
 
 
 class DiceFocalLoss(CompoundLoss):
@@ -113,7 +114,7 @@ class DiceFocalLoss(CompoundLoss):
         lambda_dice: weight of the Dice part, at least 0.
         lambda_focal: weight of the focal part, at least 0.
         alpha: see :class:`FocalLoss`.
-        ignore_index: label of the voxels that do not count, in both parts.
+        ignore_index: label, or list of labels, of the voxels that do not count, in both parts.
 
     Example:
         >>> import torch
@@ -135,12 +136,12 @@ class DiceFocalLoss(CompoundLoss):
         smooth_nr: NonNegative = 1e-5,
         smooth_dr: NonNegative = 1e-5,
         batch: bool = False,
-        gamma: NonNegative = 2.0,
+        gamma: Exponent = 2.0,
         weight: ClassWeights = None,
         lambda_dice: NonNegative = 1.0,
         lambda_focal: NonNegative = 1.0,
         alpha: Fraction | Sequence[NonNegative] | Tensor | None = None,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
     ) -> None:
         arguments.check_arguments(DiceFocalLoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
         dice = DiceLoss(
@@ -168,4 +169,4 @@ class DiceFocalLoss(CompoundLoss):
             use_softmax=softmax,
             ignore_index=ignore_index,
         )
-        super().__init__([dice, focal], [lambda_dice, lambda_focal], ["dice", "focal"])
+        super().__init__([dice, focal], [lambda_dice, lambda_focal], ["dice", "focal"], mixed_activations=True)

@@ -6,23 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import (
     ClassWeights,
+    Exponent,
     Fraction,
     NonNegative,
     Reduction,
     Sums,
-    Target,
+    TargetLike,
     VoxelLoss,
     divisor,
-    label_and_distance,
-    per_class,
 )
 from monai_losses_ext.sums import terms as T  # noqa: N812
-from monai_losses_ext.sums.voxel_sums import check_input, voxel_inputs
+from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 
 class FocalLoss(VoxelLoss):
@@ -34,7 +34,7 @@ class FocalLoss(VoxelLoss):
     Args:
         include_background: whether class 0 counts; it is always part of the softmax.
         to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
-        gamma: exponent, at least 0.
+        gamma: exponent, between 0 and 1000.
         alpha: balance between classes. One number in [0, 1] weighs the foreground by alpha and the background by
             1 - alpha (softmax), or positive voxels by alpha and negative ones by 1 - alpha (sigmoid). A list holds
             alpha per class: the class's weight (softmax), or as for one number but per channel (sigmoid).
@@ -42,7 +42,7 @@ class FocalLoss(VoxelLoss):
         reduction: ``mean`` over voxels, samples and classes; ``sum`` over samples and classes of the mean over voxels
             (as in MONAI); ``none`` for a map of voxels.
         use_softmax: softmax over the channels; otherwise a sigmoid per channel.
-        ignore_index: label of the voxels that do not count.
+        ignore_index: label, or list of labels, of the voxels that do not count.
 
     Shape:
         input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for
@@ -65,18 +65,18 @@ class FocalLoss(VoxelLoss):
         True
     """
 
-    alpha: Tensor | None
+    alpha: Tensor | float | None
 
     def __init__(
         self,
         include_background: bool = True,
         to_onehot_y: bool = False,
-        gamma: NonNegative = 2.0,
+        gamma: Exponent = 2.0,
         alpha: Fraction | Sequence[NonNegative] | Tensor | None = None,
         weight: ClassWeights = None,
         reduction: Reduction = "mean",
         use_softmax: bool = False,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
     ) -> None:
         arguments.check_arguments(FocalLoss.__init__, locals())
         super().__init__(
@@ -88,9 +88,10 @@ class FocalLoss(VoxelLoss):
             ignore_index=ignore_index,
         )
         self.gamma = float(gamma)
-        self.register_buffer("alpha", per_class("alpha", alpha), persistent=False)
-        if self.alpha is not None and (self.alpha.ndim == 0 or not use_softmax) and bool((self.alpha > 1).any()):
-            where = "for sigmoid" if self.alpha.ndim else "where it is one number"
+        self.set_per_class("alpha", alpha, persistent=False)
+        is_list = isinstance(self.alpha, Tensor)
+        if alpha is not None and not (is_list and use_softmax) and bool(torch.any(torch.as_tensor(self.alpha) > 1)):
+            where = "for sigmoid" if is_list else "where it is one number"
             raise errors.fail("alpha", f"must lie between 0 and 1 {where}", alpha)
         self._positive, self._negative = T.focal(self.gamma), T.focal_neg(self.gamma)
         self.terms = (self._positive, "count") if use_softmax else (self._positive, self._negative, "count")
@@ -102,10 +103,11 @@ class FocalLoss(VoxelLoss):
             raise errors.fail("use_softmax", rule, "1 channel")
         return self.activation
 
-    def formula(self, sums: Sums, is_index: bool) -> Tensor:
+    def formula(self, sums: Sums) -> Tensor:
         """Return the summed or averaged focal loss, a scalar."""
-        values = self._balanced(sums[self._positive], sums.get(self._negative))  # B C'
-        count = self.without_background(sums["count"])
+        negative = sums[self._negative] if self._negative in self.terms else None
+        values = self._balanced(sums[self._positive], negative)  # B C'
+        count = sums["count"][:, self.first_class(sums.num_channels) :]
         if self.reduction == "mean":
             return values.sum() / divisor(count.sum())
         return (values / divisor(count)).sum()
@@ -113,42 +115,44 @@ class FocalLoss(VoxelLoss):
     def _balanced(self, positive: Tensor, negative: Tensor | None) -> Tensor:
         """Weigh the two parts by alpha and the class weights; channels stand on axis 1, ``[B, C, ...]``."""
         num_channels, tail = positive.shape[1], [1] * (positive.ndim - 2)
+        first = self.first_class(num_channels)
 
-        def column(values: Tensor) -> Tensor:
-            return values.to(positive).view(-1, *tail) if values.ndim else values.to(positive)
+        def of_class(argument: str, values: Tensor | float) -> Tensor | float:
+            values = self.per_counted_class(argument, values, positive, num_channels)
+            return values.view(-1, *tail) if isinstance(values, Tensor) else values
 
-        if negative is None:
-            values = positive
-            if self.alpha is not None and self.alpha.ndim == 0:
-                alpha = self.alpha.repeat(num_channels)
-                alpha[0] = 1 - self.alpha
-                values = column(alpha) * positive
-            values = self.without_background(values)
-            if self.alpha is not None and self.alpha.ndim == 1:
-                values = column(self.per_counted_class("alpha", self.alpha, num_channels)) * values
-        else:
-            positive, negative = self.without_background(positive), self.without_background(negative)
-            values = positive + negative
-            if self.alpha is not None:
-                alpha = column(self.per_counted_class("alpha", self.alpha, num_channels))
-                values = alpha * positive + (1 - alpha) * negative
-        if self.class_weight is not None:
-            values = column(self.per_counted_class("weight", self.class_weight, num_channels)) * values
-        return values
+        values = positive[:, first:]
+        if negative is not None:
+            negative = negative[:, first:]
+            if self.alpha is None:
+                values = values + negative
+            else:
+                alpha = of_class("alpha", self.alpha)
+                values = alpha * values + (1 - alpha) * negative
+        elif isinstance(self.alpha, Tensor):
+            values = of_class("alpha", self.alpha) * values
+        elif self.alpha is not None:
+            values = self.alpha * values
+            if first == 0:  # the background, whose share is the rest
+                values = torch.cat([(1 - self.alpha) * positive[:, :1], values[:, 1:]], 1)
+        return values if self.class_weight is None else of_class("weight", self.class_weight) * values
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
+    def is_formula(self) -> bool:
+        """Tell whether the loss is a formula on sums; a value per voxel is not."""
+        return self.reduction != "none"
+
+    def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
-        if self.reduction != "none":
-            return super().forward(input, target)
-        return self._voxel_map(input, label_and_distance(target)[0])
+        return super().forward(input, target) if self.is_formula() else self._voxel_map(input, target)
 
-    def _voxel_map(self, logits: Tensor, target: Tensor) -> Tensor:
-        check_input(logits)
-        num_channels = logits.shape[1]
+    def _voxel_map(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002
+        target = Target.parse(target, input)
+        num_channels = input.shape[1]
         activation = self.activation_for(num_channels)
         self.warn_about_one_channel(num_channels)
-        x, dense, dropped = voxel_inputs(logits, target, activation, self.ignore_index)
-        parts = T.voxel_values(self.terms, activation, x.transpose(0, 1), dense.transpose(0, 1), None)
-        negative = parts[self._negative].transpose(0, 1) if self._negative in parts else None
-        values = self._balanced(parts[self._positive].transpose(0, 1), negative)
-        return values if dropped is None else values.masked_fill(dropped, 0.0)
+        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self.ignore_index, activation), activation)
+        parts = T.voxel_values(self.terms, activation, x, dense, None)
+        values = self._balanced(parts[self._positive], parts.get(self._negative))
+        if multiplier is None:
+            return values
+        return values * (multiplier if multiplier.shape[1] == 1 else multiplier[:, -values.shape[1] :])

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from monai_losses_ext import arguments, errors
-from monai_losses_ext.losses.base import Positive, Reduction, Target, label_and_distance
-from monai_losses_ext.sums.voxel_sums import voxel_inputs
+from monai_losses_ext.losses.base import Positive, Reduction, TargetLike
+from monai_losses_ext.sums.target import Target, plain
+from monai_losses_ext.sums.terms import voxel_inputs
 
 
 class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
@@ -60,9 +61,9 @@ class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
             batch=batch,
         )
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002 - MONAI's name
+    def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of a batch; see the class."""
-        logits, dense, _ = voxel_inputs(input, label_and_distance(target)[0], "none", None)
+        logits, dense, _ = voxel_inputs(plain(input), Target.parse(target, input), "none")
         if self.softmax and logits.shape[1] == 1:  # MONAI warns, and takes the logits for probabilities
             raise errors.fail("softmax", "is constant over one channel; use sigmoid, or two channels", "1 channel")
         with torch.autocast(logits.device.type, enabled=False):
@@ -84,6 +85,6 @@ class LogHausdorffDTLoss(HausdorffDTLoss):
         batch: sum over the samples of a batch before the quotient.
     """
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
         return torch.log(super().forward(input, target) + 1)

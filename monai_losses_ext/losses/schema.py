@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_losses_ext import arguments
 from monai_losses_ext.losses.factory import BY_NAME, COMPOUNDS, SAME, config_keys
-from monai_losses_ext.losses.weighting import LEARNED, WEIGHTINGS, weighting_keys
+from monai_losses_ext.losses.weighting_config import LEARNED, WEIGHTINGS, weighting_keys
 
 _BOTH_ACTIVATIONS = [
     {"properties": {"sigmoid": {"const": True}, key: {"const": True}}, "required": ["sigmoid", key]}
@@ -57,7 +57,7 @@ def _compound(components: list[dict[str, Any]]) -> dict[str, Any]:
     not_learned = [{"enum": [*others, None]}, *({"$ref": f"#/$defs/{kind}_weighting"} for kind in others)]
     return {
         "type": "object",
-        "description": _summary(BY_NAME["compound"]),
+        "description": summary(BY_NAME["compound"]),
         "properties": {
             "type": {"const": "compound"},
             "$schema": {"type": "string"},
@@ -83,7 +83,7 @@ def _if_learnable(value: bool, weighting: dict[str, Any]) -> dict[str, Any]:
 def _weighting(kind: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "description": _summary(WEIGHTINGS[kind]),
+        "description": summary(WEIGHTINGS[kind]),
         "properties": {"type": {"const": kind}} | _arguments(WEIGHTINGS[kind], weighting_keys(kind)),
         "required": ["type"],
         "additionalProperties": False,
@@ -99,7 +99,7 @@ def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
         properties.setdefault(key, {"type": "boolean", "description": f"Take a {key} of the input."})
     return {
         "type": "object",
-        "description": _summary(loss_class),
+        "description": summary(loss_class),
         "properties": properties,
         "required": ["type"],
         "additionalProperties": False,
@@ -147,8 +147,10 @@ def _option(option: Any) -> dict[str, Any] | None:
     return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[kind]} | limits.schema()
 
 
-def _summary(loss_class: type[nn.Module]) -> str:
-    return (inspect.getdoc(loss_class) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "")
+def summary(loss_class: type[nn.Module]) -> str:
+    """Return the first paragraph of a class's docstring, as plain text on one line."""
+    text = (inspect.getdoc(loss_class) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "")
+    return re.sub(r":\w+:`([^`]+)`", r"\1", text)
 
 
 def _argument_texts(loss_class: type[nn.Module]) -> dict[str, str]:

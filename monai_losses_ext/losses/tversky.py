@@ -16,9 +16,9 @@ from monai_losses_ext.losses.base import (
     Positive,
     Reduction,
     activation_of,
-    per_class,
 )
 from monai_losses_ext.losses.dice import OverlapLoss
+from monai_losses_ext.sums.target import IgnoreIndex
 
 
 class TverskyLoss(OverlapLoss):
@@ -40,7 +40,7 @@ class TverskyLoss(OverlapLoss):
         smooth_dr: added to the denominator.
         batch: sum over the samples of a batch before the quotient.
         soft_label: count true positives so that a perfect soft prediction costs nothing.
-        ignore_index: label of the voxels that do not count.
+        ignore_index: label, or list of labels, of the voxels that do not count.
         weight: one factor per class, or one for all.
 
     Shape:
@@ -60,8 +60,8 @@ class TverskyLoss(OverlapLoss):
         [0.231, 0.412]
     """
 
-    alpha: Tensor
-    beta: Tensor
+    alpha: Tensor | float
+    beta: Tensor | float
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class TverskyLoss(OverlapLoss):
         smooth_dr: NonNegative = 1e-5,
         batch: bool = False,
         soft_label: bool = False,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
         weight: ClassWeights = None,
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
@@ -96,13 +96,13 @@ class TverskyLoss(OverlapLoss):
             weight=weight,
             ignore_index=ignore_index,
         )
-        self.register_buffer("alpha", per_class("alpha", alpha), persistent=False)
-        self.register_buffer("beta", per_class("beta", beta), persistent=False)
+        self.set_per_class("alpha", alpha, persistent=False)
+        self.set_per_class("beta", beta, persistent=False)
 
     def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
         """Return the Tversky loss per sample and class."""
-        alpha = self.per_counted_class("alpha", self.alpha, num_channels).to(tp)
-        beta = self.per_counted_class("beta", self.beta, num_channels).to(tp)
+        alpha = self.per_counted_class("alpha", self.alpha, tp, num_channels)
+        beta = self.per_counted_class("beta", self.beta, tp, num_channels)
         errors = alpha * (pred - tp) + beta * (ref - tp)
         return 1 - (tp + self.smooth_nr) / (tp + errors + self.smooth_dr)
 
@@ -150,7 +150,7 @@ class FocalTverskyLoss(TverskyLoss):
         smooth_dr: NonNegative = 1e-5,
         batch: bool = False,
         soft_label: bool = False,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
         weight: ClassWeights = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -164,4 +164,5 @@ class FocalTverskyLoss(TverskyLoss):
         """Return the focal Tversky loss per sample and class."""
         tversky = super().score(tp, pred, ref, num_channels)
         smallest = torch.finfo(tversky.dtype).eps
-        return torch.where(tversky > smallest, tversky.clamp_min(smallest) ** (1 / self.gamma), 0.0)
+        # Asked this way round a NaN stays one: a comparison with it is false.
+        return torch.where(tversky <= smallest, 0.0, tversky.clamp_min(smallest) ** (1 / self.gamma))

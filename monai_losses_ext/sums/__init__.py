@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
-from monai_losses_ext.sums.voxel_sums import BACKENDS, voxel_sums
+from monai_losses_ext.sums.api import BACKENDS, voxel_sums
+from monai_losses_ext.sums.target import Target
 
-__all__ = ["BACKENDS", "voxel_sums"]
+__all__ = ["BACKENDS", "Target", "voxel_sums"]

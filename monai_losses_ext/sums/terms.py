@@ -4,7 +4,7 @@
 
 Every loss of the package is a smooth function of a few sums over voxels, per sample and class. With ``p`` the
 probability of class ``c`` at voxel ``v``, ``g`` the reference (0 or 1, or between for soft labels), ``phi`` a signed
-distance map and ``m`` the mask of voxels that count:
+distance map and ``m`` the weight of the voxel, 0 where it does not count:
 
 =============== ===============================================================
 term            sum over the voxels ``v`` of
@@ -43,6 +43,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from monai_losses_ext import errors
+from monai_losses_ext.sums.target import Target
 
 Activation = Literal["softmax", "sigmoid", "none"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -113,50 +114,8 @@ def _check_exponent(term: str, exponent: str) -> None:
         raise errors.fail("terms", "the exponent of a focal term is a number of at least 0, as in 'focal:2.0'", term)
 
 
-def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Return the one-hot encoding of index labels along a new axis 0; a label out of range becomes all zero.
-
-    Args:
-        labels: integers of any shape ``[*S]``.
-        num_classes: length of the new axis.
-        dtype: dtype of the result.
-    """
-    classes = torch.arange(num_classes, device=labels.device).view(-1, *[1] * labels.ndim)
-    return (labels.long() == classes).to(dtype)
-
-
-def kept_voxels(target: Tensor, activation: str, ignore_index: int | None) -> Tensor | None:
-    """Return which voxels count, ``[*S]`` bool, or None where all do.
-
-    Args:
-        target: one sample: index labels ``[*S]``, or dense labels ``[C, *S]`` where ``C`` counts as an axis.
-        activation: decides what an all-zero voxel of a dense target means.
-        ignore_index: the label that is left out. In a dense target of several channels the voxels of that channel are
-            left out; a value that is no channel marks them instead, in any channel, and for softmax and none
-            (where every voxel has a class) an all-zero voxel is left out too.
-    """
-    if ignore_index is None:
-        return None
-    if not can_hold(target.dtype, ignore_index):
-        return None
-    if target.shape[0] == 1:
-        return target[0] != ignore_index
-    if 0 <= ignore_index < target.shape[0]:
-        return target[ignore_index] <= 0.5
-    kept = (target != ignore_index).all(0)
-    return kept if activation == "sigmoid" else kept & (target != 0).any(0)
-
-
-def can_hold(dtype: torch.dtype, value: int) -> bool:
-    """Tell whether labels of this type can equal ``value``; torch would wrap 256 to 0 to compare it with uint8."""
-    if dtype.is_floating_point or dtype == torch.bool:
-        return True
-    limits = torch.iinfo(dtype)
-    return limits.min <= value <= limits.max
-
-
 def sigmoid_focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """Return the voxelwise focal loss of a sigmoid, hard or soft ``target``, both ``[C, *S]``."""
+    """Return the voxelwise focal loss of a sigmoid, hard or soft ``target``, of one shape."""
     bce = F.softplus(-logits) + (1 - target) * logits
     return torch.exp(gamma * F.logsigmoid(-logits * (2 * target - 1))) * bce
 
@@ -164,18 +123,21 @@ def sigmoid_focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
 def voxel_values(
     terms: Sequence[str], activation: str, logits: Tensor, target: Tensor, distance: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return each term's value at each voxel, ``[C, V]``, before the mask: the table of the module's docstring.
+    """Return each term's value at each voxel, before the mask: the table of the module's docstring.
 
     Args:
         terms: names of the terms.
         activation: what makes probabilities of the logits.
-        logits: ``[C, V]``.
-        target: dense, ``[C, V]``.
-        distance: signed distance map ``[C, V]``, for the surface terms.
+        logits: ``[B, C, ...]``.
+        target: dense, of the logits' shape.
+        distance: signed distance map of that shape, for the surface terms.
+
+    Returns:
+        Term to ``[B, C, ...]``.
     """
     if activation == "softmax":
         # Finite, so that a class that was ruled out by a logit of -inf counts as 0 where the target does not have it.
-        logp = F.log_softmax(logits, 0).clamp_min(torch.finfo(logits.dtype).min)
+        logp = F.log_softmax(logits, 1).clamp_min(torch.finfo(logits.dtype).min)
         p = logp.exp()
     elif activation == "sigmoid":
         logp = F.logsigmoid(logits)
@@ -219,38 +181,43 @@ def voxel_values(
     return values
 
 
-def reference_sums(
-    logits: Tensor,
-    target: Tensor,
-    distance: Tensor | None,
-    terms: Sequence[str],
-    activation: str,
-    ignore_index: int | None,
-) -> Tensor:
+def voxel_inputs(logits: Tensor, target: Target, activation: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what a value per voxel is computed from, checked: logits, dense labels and the multiplier of the values.
+
+    Returns:
+        Logits and labels ``[B, C, *S]``, 0 wherever the multiplier is; the multiplier ``[B, 1 or C, *S]``, None where
+        it is 1 throughout. Float64 for float64 logits, float32 otherwise.
+
+    Raises:
+        UserError: for labels that cannot be right, see :meth:`Target.check_values`.
+    """
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    target.check_values(logits.shape[1])
+    multiplier = target.multiplier(dtype)
+    x, dense = logits.to(dtype), target.dense(logits.shape[1], dtype)
+    if multiplier is None:
+        return x, dense, None
+    # Nothing that stands where a voxel does not count may reach the others: 0 times NaN is NaN.
+    return torch.where(multiplier > 0, x, 0.0), torch.where(multiplier > 0, dense, 0.0), multiplier
+
+
+def reference_sums(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
     """Compute the sums by the definition, differentiable by autograd: the oracle of the backends.
 
     Args:
         logits: ``[B, C, *S]``.
-        target: index labels ``[B, 1, *S]`` (where C > 1) or dense labels ``[B, C, *S]``.
-        distance: signed distance map ``[B, C, *S]``, or None.
+        target: what counts, and the distance map of the surface terms.
         terms: names of the terms.
         activation: softmax, sigmoid or none.
-        ignore_index: see :func:`kept_voxels`.
 
     Returns:
         ``[len(terms), B, C]``, float64 for float64 logits, float32 otherwise.
     """
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    rows = []
-    for b in range(logits.shape[0]):
-        x = logits[b].flatten(1).to(dtype)
-        g = target[b].flatten(1)
-        kept = kept_voxels(g, activation, ignore_index)
-        g = one_hot(g[0], x.shape[0], dtype) if g.shape[0] < x.shape[0] else g.to(dtype)
-        phi = None if distance is None else distance[b].flatten(1).to(dtype)
-        if kept is not None:
-            x, g = x[:, kept], g[:, kept]
-            phi = None if phi is None else phi[:, kept]
-        values = voxel_values(terms, activation, x, g, phi)
-        rows.append(torch.stack([values[term].sum(1, dtype=torch.float64) for term in terms]))
-    return torch.stack(rows, 1).to(dtype)
+    x, dense, multiplier = voxel_inputs(logits, target, activation)
+    distance = target.distance
+    if distance is not None:
+        distance = distance.to(x.dtype)
+        distance = distance if multiplier is None else torch.where(multiplier > 0, distance, 0.0)
+    values = voxel_values(terms, activation, x, dense, distance)
+    weighted = [values[term] if multiplier is None else values[term] * multiplier for term in terms]
+    return torch.stack([value.flatten(2).sum(2, dtype=torch.float64) for value in weighted]).to(x.dtype)

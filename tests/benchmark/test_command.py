@@ -13,19 +13,30 @@ import sys
 import pytest
 import torch
 
-from monai_losses_ext.benchmark import __main__ as command
+from monai_losses_ext.benchmark import command, suites
 from monai_losses_ext.benchmark.about import about_run
 from monai_losses_ext.benchmark.alone import run_alone
 
-TRAINED = ["--bundle", "DIR", "--dataset-dir", "DIR", "--folder", "DIR"]
+TRAINED = ["--bundle", "DIR/msd_hippocampus_mri_segmentation", "--dataset-dir", "DIR", "--folder", "DIR"]
+OPTIONS = {
+    "shapes": ["2x3x96^3"],
+    "losses": ["dice"],
+    "tasks": ["Task09_Spleen"],
+    "repeats": ["9"],
+    "memory-gib": ["1"],
+    "bundle": ["DIR"],
+    "folder": ["DIR"],
+    "epochs": ["30"],
+    "dataset-dir": ["DIR"],
+}
 
 
 @pytest.fixture
 def nothing_is_measured(monkeypatch, tmp_path):
     """Fail where a suite gets as far as its measurement; nothing was written then."""
     monkeypatch.chdir(tmp_path)
-    for name, suite in command.SUITES.items():
-        monkeypatch.setitem(command.SUITES, name, dataclasses.replace(suite, measure=pytest.fail))
+    for name, suite in suites.SUITES.items():
+        monkeypatch.setitem(suites.SUITES, name, dataclasses.replace(suite, measure=pytest.fail))
 
 
 def error_of(arguments, capsys):
@@ -33,6 +44,42 @@ def error_of(arguments, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     return error.removeprefix("error: ").removesuffix("\n")
+
+
+def trained(suite):
+    """Return the options of a trained bundle that a suite takes."""
+    return {"quality": TRAINED[:4], "losses": TRAINED}.get(suite, [])
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize("suite", [*suites.SUITES, "report"])
+def test_an_option_that_a_suite_does_not_take_is_an_error(suite, capsys, tmp_path):
+    taken = {name.replace("_", "-") for name in suites.SUITES[suite].options} if suite != "report" else set()
+    assert taken <= OPTIONS.keys()
+    for option in OPTIONS.keys() - taken:
+        error = error_of([suite, f"--{option}", *OPTIONS[option]], capsys)
+        assert error.startswith(f"{suite}: takes no --{option}; its options: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_losses_are_no_trainings(capsys):
+    """They were passed over, and three fixed trainings ran."""
+    error = error_of(["losses", *TRAINED, "--losses", "dice", "focal"], capsys)
+    assert error.startswith("losses: takes no --losses; its options: --device, --threads, --seed, --out, --bundle")
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize("arguments", [["speed"], ["losses", *TRAINED]], ids=" ".join)
+def test_outside_of_a_checkout_the_file_must_be_named(arguments, capsys, tmp_path):
+    error = error_of(arguments, capsys)
+    assert error == "--out: must be given outside of a checkout of the project, which has docs/benchmarks."
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_outside_of_a_checkout(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = error_of(["report"], capsys)
+    assert error == "report: must be run in the folder of a checkout of the project; got 'no docs/benchmarks here'."
 
 
 @pytest.mark.usefixtures("nothing_is_measured")
@@ -45,6 +92,10 @@ def error_of(arguments, capsys):
         ["step", "--tasks", "Task04_Hippocampus"],
         ["distance"],
         ["distance", "--dataset-dir", "DIR", "--shapes", "2x3x96^3"],
+        ["speed", "--repeats", "2"],
+        ["losses", *TRAINED, "--epochs", "2"],
+        ["losses", "--bundle", "bundles/msd_spleen_ct_segmentation", *TRAINED[2:]],
+        ["quality", "--bundle", "bundles/msd_spleen_ct_segmentation", *TRAINED[2:4]],
     ],
     ids=" ".join,
 )
@@ -73,7 +124,7 @@ def test_distance_is_measured_on_a_cpu_alone(capsys, monkeypatch, has_gpu):
 @pytest.mark.parametrize("suite", ["quality", "losses"])
 def test_a_bundle_takes_its_own_device(suite, has_gpu, other, own, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    error = error_of([suite, "--device", other, *TRAINED], capsys)
+    error = error_of([suite, "--device", other, *trained(suite)], capsys)
     assert error == f"{suite}: --device: must be one of {own}; got {other!r}."
 
 
@@ -83,7 +134,7 @@ def test_a_file_that_cannot_be_written(suite, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a long path would be shown shortened
     (tmp_path / "file").touch()
     for out in ("file/x.json", "."):
-        error = error_of([suite, *TRAINED, "--out", out], capsys)
+        error = error_of([suite, *trained(suite), "--out", out], capsys)
         assert error.startswith("--out: must be a file that can be written to (") and error.endswith(f"; got '{out}'.")
 
 

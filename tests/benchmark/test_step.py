@@ -10,8 +10,7 @@ import time
 import pytest
 import torch
 
-from monai_losses_ext.benchmark import __main__ as command
-from monai_losses_ext.benchmark import report, step
+from monai_losses_ext.benchmark import command, report, step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.filterwarnings("ignore")

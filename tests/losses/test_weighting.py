@@ -23,14 +23,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import monai_losses_ext as ours
 from monai_losses_ext import CompoundLoss, get_loss
 from monai_losses_ext.losses.weighting import (
-    LEARNED,
-    WEIGHTINGS,
     DWAWeighting,
     FixedWeighting,
     SoftmaxWeighting,
     UncertaintyWeighting,
     Weighting,
 )
+from monai_losses_ext.losses.weighting_config import LEARNED, WEIGHTINGS
 
 PLAIN = {"type": "softmax", "floor": 0, "pull": 0}
 every_mode = pytest.mark.parametrize("kind", WEIGHTINGS)

@@ -1,0 +1,270 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a loss sees besides the logits: parsed and checked once, here, and read everywhere else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from monai_losses_ext.errors import ShapeError, fail, nearest
+
+LABEL, DISTANCE, WEIGHT = "label", "distance", "weight"
+KEYS = (LABEL, DISTANCE, WEIGHT)
+IgnoreIndex = int | Sequence[int] | None
+
+_INTERPOLATED = " Were labels resampled with an interpolation other than nearest?"
+_RESCALE = " A mask of 0 and 255 is divided by 255; a label map needs an input with a channel per class."
+_IGNORE = " A label that should not count goes into ignore_index."
+_DETACH = "must not require a gradient (none is computed for it); detach it"
+# Types that torch has no arithmetic for.
+_WIDENED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The reference of a batch, and which of its voxels count.
+
+    Attributes:
+        label: index labels ``[B, 1, *S]`` or dense labels ``[B, C, *S]``, a plain tensor on the input's device.
+        is_index: whether ``label`` holds class indices; the label of a one-channel input is dense.
+        affine: the label's affine, ``[4, 4]`` or ``[B, 4, 4]``, where it came with one.
+        weight: how much a voxel counts in every sum, ``[B, 1, *S]``, at least 0; None: 1.
+        distance: signed distance maps, ``[B, C, *S]`` in mm; None where none came along.
+        ignored: index labels of voxels that do not count. Read where the label is, so that no mask is made of them.
+        has_channel_axis: whether the label came with one.
+        mask: True where a voxel counts, ``[B, 1, *S]``, or ``[B, C, *S]`` where channels differ in that; None: all.
+            It is for dense labels; for index labels there is ``ignored``.
+    """
+
+    label: Tensor
+    is_index: bool
+    affine: Tensor | None = None
+    weight: Tensor | None = None
+    distance: Tensor | None = None
+    ignored: tuple[int, ...] = ()
+    mask: Tensor | None = None
+    has_channel_axis: bool = True
+
+    @staticmethod
+    def parse(target: Tensor | Mapping[str, Any] | Target, input: Tensor) -> Target:  # noqa: A002 - MONAI's name
+        """Take a target apart and check it against its input; of the values nothing is read.
+
+        Args:
+            target: index labels ``[B, *S]`` or ``[B, 1, *S]``, dense labels ``[B, C, *S]``, any real dtype; or a
+                dictionary with such a ``label`` and any of the other :data:`KEYS`. One that was parsed stays as it is.
+            input: logits or probabilities, ``[B, C, *S]``.
+
+        Raises:
+            UserError: for what is no tensor, an unknown key, another device, or a target that requires a gradient.
+            ShapeError: where input and target do not fit.
+        """
+        check_input(input)
+        if isinstance(target, Target):
+            return target
+        label = label_of(target)
+        parts: Mapping[str, Any] = target if isinstance(target, Mapping) else {}
+        for key in parts:
+            if key not in KEYS:
+                raise fail("target", f"may hold {', '.join(KEYS)}", key, nearest(key, KEYS))
+        affine = label.affine if isinstance(label, MetaTensor) else None
+        has_channel_axis = label.ndim == input.ndim
+        label = _with_channel_axis(_volume("target", label, input), input)
+        weight, distance = parts.get(WEIGHT), parts.get(DISTANCE)
+        if weight is not None:
+            weight = _voxel_weight(_volume(WEIGHT, weight, input), input)
+        if distance is not None:
+            distance = _volume(DISTANCE, distance, input)
+            if distance.shape != input.shape:
+                rule = f"must have the input's shape {list(input.shape)}"
+                raise ShapeError(f"{DISTANCE}: {rule}; got {list(distance.shape)}.")
+        is_index = label.shape[1] < input.shape[1]
+        return Target(label, is_index, affine, weight, distance, has_channel_axis=has_channel_axis)
+
+    def ignoring(self, ignore_index: IgnoreIndex, activation: str) -> Target:
+        """Return the same target without the voxels of some labels.
+
+        Args:
+            ignore_index: one label or several. In dense labels of several channels, one that is a channel leaves out
+                the voxels of that channel. Any other marks voxels by its value: with sigmoid it silences the channel in
+                which it stands; with softmax and none, where every voxel has one class, the voxel, and so does a
+                voxel without any class.
+            activation: ``softmax``, ``sigmoid`` or ``none``.
+        """
+        values = tuple(ignore_index) if isinstance(ignore_index, Sequence) else (ignore_index,)
+        values = tuple(value for value in values if value is not None and can_hold(self.label.dtype, value))
+        if not values:
+            return self
+        if self.is_index:
+            return replace(self, ignored=values)
+        masks = [self._dense_mask(value, activation) for value in values]
+        mask = masks[0]
+        for other in masks[1:]:
+            mask = mask & other
+        return replace(self, mask=mask)
+
+    def _dense_mask(self, value: int, activation: str) -> Tensor:
+        label = self.label
+        if 0 <= value < label.shape[1] and label.shape[1] > 1:
+            return label[:, value : value + 1] <= 0.5
+        marked = label == value
+        if activation == "sigmoid" or label.shape[1] == 1:
+            return ~marked
+        return ~marked.any(1, keepdim=True) & (label != 0).any(1, keepdim=True)
+
+    def part(self, index: Any) -> Target:
+        """Return the target of a part of the volumes; the index is that of a tensor ``[B, C, *S]``."""
+
+        def cut(volume: Tensor | None) -> Tensor | None:
+            return None if volume is None else volume[index]
+
+        return replace(
+            self, label=self.label[index], weight=cut(self.weight), distance=cut(self.distance), mask=cut(self.mask)
+        )
+
+    def counted(self) -> Tensor | None:
+        """Return where voxels count, ``[B, 1 or C, *S]`` bool, whatever says so; None where all do."""
+        if not self.ignored:
+            return self.mask
+        counted = self.label != self.ignored[0]
+        for value in self.ignored[1:]:
+            counted &= self.label != value
+        return counted
+
+    def multiplier(self, dtype: torch.dtype) -> Tensor | None:
+        """Return what a voxel's values are multiplied by, ``[B, 1 or C, *S]``, 0 where it is ignored; None: 1."""
+        counted = self.counted()
+        if self.weight is None:
+            return None if counted is None else counted.to(dtype)
+        weight = self.weight.to(dtype)
+        return weight if counted is None else torch.where(counted, weight, 0.0)
+
+    def dense(self, num_classes: int, dtype: torch.dtype) -> Tensor:
+        """Return the labels as ``[B, C, *S]``, 0 where they do not count; index labels one-hot."""
+        counted = self.counted()
+        if not self.is_index:
+            dense = self.label.to(dtype)
+            return dense if counted is None else dense.masked_fill(~counted, 0.0)
+        classes = torch.arange(num_classes, device=self.label.device).view(1, -1, *[1] * (self.label.ndim - 2))
+        one_hot = self.label == classes
+        return (one_hot if counted is None else one_hot & counted).to(dtype)
+
+    def check_values(self, num_classes: int) -> None:
+        """Refuse labels that cannot be right: out of range, fractional, dense beyond 0 and 1, or a negative weight.
+
+        Only on a CPU, since a GPU would have to wait for the values, and not while ``torch.compile`` traces. Kernels
+        find the same while they read a tile, and then call this for its words.
+
+        Raises:
+            UserError: naming the first label, or all that are out of range.
+        """
+        if self.label.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        counted = self.counted()
+        if self.is_index:
+            _check_index(self.label if counted is None else self.label.masked_fill(~counted, 0), num_classes)
+        elif self.label.dtype != torch.bool and self.label.numel():
+            _check_dense(self.label if counted is None else self.label.masked_fill(~counted, 0))
+        if self.weight is not None and self.weight.numel() and not (self.weight >= 0).all():
+            wrong = self.weight[~(self.weight >= 0)][0].item()
+            raise fail(WEIGHT, "must be at least 0 at every voxel", wrong)
+
+
+def label_of(target: Tensor | Mapping[str, Any] | Target) -> Tensor:
+    """Return the label of a target, as it came: for a loss that is not of this package.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if isinstance(target, Target):
+        as_given = target.label if target.has_channel_axis else target.label.squeeze(1)
+        return as_given if target.affine is None else MetaTensor(as_given, affine=target.affine)
+    label = target.get(LABEL) if isinstance(target, Mapping) else target
+    if not isinstance(label, Tensor):
+        got = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
+        raise fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {', '.join(KEYS[1:])})", got)
+    return label
+
+
+def check_input(input: Tensor) -> None:  # noqa: A002
+    """Refuse what is no tensor of floating point numbers ``[B, C, *S]`` with 0 to 3 spatial axes."""
+    if not isinstance(input, Tensor):
+        raise fail("input", "must be a tensor", type(input).__name__)
+    if not input.is_floating_point():
+        raise fail("input", "must be floating point", input.dtype)
+    if input.ndim < 2 or input.shape[1] == 0:
+        raise ShapeError(f"input: must be [B, C, *S] with at least one channel; got {list(input.shape)}.")
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a MetaTensor as a plain tensor: sums have no affine."""
+    # torch.compile stops at as_subclass, so it is called only where there is something to do.
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def can_hold(dtype: torch.dtype, value: int) -> bool:
+    """Tell whether labels of this type can equal ``value``; torch would wrap 256 to 0 to compare it with uint8."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return True
+    limits = torch.iinfo(dtype)
+    return limits.min <= value <= limits.max
+
+
+def _volume(name: str, volume: Any, input: Tensor) -> Tensor:  # noqa: A002
+    """Return a part of the target as a plain tensor of a type with arithmetic."""
+    if not isinstance(volume, Tensor):
+        raise fail(name, "must be a tensor", type(volume).__name__)
+    if volume.device != input.device:
+        raise fail(name, f"must be on the input's device, {input.device}", str(volume.device))
+    if volume.requires_grad:
+        raise fail(name, _DETACH, "requires_grad")
+    if volume.is_complex():
+        raise fail(name, "must be real", volume.dtype)
+    return plain(volume).long() if volume.dtype in _WIDENED else plain(volume)
+
+
+def _with_channel_axis(label: Tensor, input: Tensor) -> Tensor:  # noqa: A002
+    """Return ``[B, 1, *S]`` or ``[B, C, *S]``; a label without a channel axis gets one."""
+    if label.ndim == input.ndim - 1:
+        label = label.unsqueeze(1)
+    fits = label.ndim == input.ndim and label.shape[1] in (1, input.shape[1])
+    if not fits or label.shape[0] != input.shape[0] or label.shape[2:] != input.shape[2:]:
+        raise ShapeError(
+            f"target: must be [B, *S], [B, 1, *S] or [B, C, *S] of the input's shape {list(input.shape)}; "
+            f"got {list(label.shape)}."
+        )
+    return label
+
+
+def _voxel_weight(weight: Tensor, input: Tensor) -> Tensor:  # noqa: A002
+    """Return weights of voxels as ``[B, 1, *S]``, floating point."""
+    weight = weight.unsqueeze(1) if weight.ndim == input.ndim - 1 else weight
+    expected = (input.shape[0], 1, *input.shape[2:])
+    if weight.shape != expected:
+        raise ShapeError(f"{WEIGHT}: must be [B, 1, *S], here {list(expected)}; got {list(weight.shape)}.")
+    return weight if weight.is_floating_point() else weight.float()
+
+
+def _check_index(labels: Tensor, num_classes: int) -> None:
+    if not labels.numel():
+        return
+    if labels.is_floating_point() and (broken := labels != labels.round()).any():
+        raise fail("target", "index labels must be whole numbers", labels[broken][0].item(), _INTERPOLATED)
+    low, high = torch.aminmax(labels)
+    if low < 0 or high >= num_classes:
+        wrong = torch.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
+        rule = f"index labels must lie in 0..{num_classes - 1} (the input has {num_classes} channels)"
+        raise fail("target", rule, wrong, _IGNORE)
+
+
+def _check_dense(labels: Tensor) -> None:
+    """Refuse dense labels beyond 0 and 1; interpolation may overshoot by less than a half."""
+    low, high = torch.aminmax(labels)
+    if not (low >= -0.5 and high <= 1.5):  # NaN is neither
+        wrong = labels[~((labels >= -0.5) & (labels <= 1.5))][0].item()
+        raise fail("target", "dense labels (a channel per class) must be 0, 1 or between", wrong, _RESCALE)
