@@ -17,10 +17,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
-from monai_losses_ext.extras import need
-
-need("reading an image", "bundles", "nibabel")
-
 import nibabel as nib
 import numpy as np
 from monai.data.utils import correct_nifti_header_if_necessary

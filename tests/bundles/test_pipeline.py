@@ -93,7 +93,8 @@ def test_perfect_network_scores_in_native_space(bundle: Path, task: Task, data: 
     threshold(task, tmp_path / "model.pt")
     common = {"dataset_dir": str(data), "ckpt_path": str(tmp_path / "model.pt"), "patch_size": [32, 32, 32]}
     workflow(bundle, task, tmp_path, "train", "evaluate", **common).run()
-    with open(tmp_path / "output" / "evaluation.csv", newline="") as file:
+    (report,) = (tmp_path / "output").glob("evaluate_*/evaluation.csv")
+    with open(report, newline="") as file:
         row = next(csv.DictReader(file))
     assert float(row["dice"]) > (0.97 if task.training.spacing_mm else 0.999)
     workflow(bundle, task, tmp_path, "inference", **{**common, "dataset_dir": str(data / "imagesTr")}).run()
