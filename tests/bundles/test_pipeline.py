@@ -72,7 +72,10 @@ def test_references_resolve_and_inference_prepares_as_validation_does(bundle: Pa
     own = ("CheckCased", "CheckImaged")  # which make no other voxels
     prepared = {
         name: [step for step in parsers[name].get(place) if step["_target_"].split(".")[-1] not in own]
-        for name, place in {"train": "validate#preprocessing#transforms", "inference": "preprocessing#transforms"}.items()
+        for name, place in {
+            "train": "validate#preprocessing#transforms",
+            "inference": "preprocessing#transforms",
+        }.items()
     }
     assert [{**step, "keys": "image"} for step in prepared["train"]] == prepared["inference"]
     assert len(prepared["inference"]) >= 5
