@@ -336,18 +336,19 @@ def test_bad_case_of_a_cached_training_writes_no_model(folder: Path, tmp_path: P
 
 
 def test_bad_case_in_a_later_epoch_leaves_the_earlier_checkpoints(folder: Path, tmp_path: Path) -> None:
-    """Validated in epoch 2 only, and read in a worker: the state and the model of before stay whole."""
-    options = ["--cache_rate", "0.0", "--num_workers", "1", "--val_interval", "2"]
-    assert run(tmp_path, folder, *options, "--epochs", "2").returncode == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model*.pt")}
-    assert {"model.pt", "model_final.pt"} <= set(before)
+    """Validated in epoch 2 only, and read in a worker: the former run and this one's state of before stay whole."""
+    options = ["--cache_rate", "0.0", "--num_workers", "1", "--val_interval", "2", "--epochs", "2"]
+    assert run(tmp_path, folder, *options).returncode == 0
+    (former,) = (tmp_path / "output").glob("train_*")
+    before = {path.name: path.read_bytes() for path in former.iterdir() if path.is_file()}
+    assert {"model.pt", "model_final.pt", "training_state.pt"} <= set(before)
     case = validation_cases(folder)[0]
     cut_off(case["label"])
-    done = run(tmp_path, folder, *options, "--epochs", "2", "--ckpt_dir", str(tmp_path / "models"))
+    done = run(tmp_path, folder, *options, "--run_name", "broken")
     stops_with_one_line(done, case, "label")
-    assert statuses(tmp_path) == {"train": "FAILED"}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model*.pt")} == before
-    assert torch.load(tmp_path / "models" / "training_state.pt", weights_only=False)
+    assert statuses(tmp_path) == {"train": "FINISHED", "broken": "FAILED"}
+    assert {path.name: path.read_bytes() for path in former.iterdir() if path.is_file()} == before
+    assert torch.load(tmp_path / "output" / "broken" / "training_state.pt", weights_only=False)
     done = run(tmp_path, folder, configs=f"['{TRAIN}','{TRAIN.with_name('evaluate.json')}']")
     stops_with_one_line(done, case, "label")
-    assert statuses(tmp_path) == {"train": "FAILED", "evaluate": "FAILED"}
+    assert statuses(tmp_path) == {"train": "FINISHED", "broken": "FAILED", "evaluate": "FAILED"}
