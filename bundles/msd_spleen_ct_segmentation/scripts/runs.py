@@ -165,11 +165,6 @@ def store_uri(output_dir: str) -> str:
     return "sqlite:///" + path.replace("%", "%25").replace("?", "%3F")
 
 
-def artifacts_uri(output_dir: str) -> str:
-    """Return the address of the folder that holds the store's files."""
-    return Path(output_dir).expanduser().absolute().joinpath("mlruns").as_uri()
-
-
 def make_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder, and check that files can be written there: before the work, not after it.
 
