@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from bundles.helpers import on_path, user_error
@@ -85,15 +83,6 @@ def test_network_keeps_the_patch_shape(bundle: Path) -> None:
     network, patch = parser.get_parsed_content("network_def"), parser.get_parsed_content("patch_size")
     with torch.no_grad():
         assert network(torch.zeros(1, 1, *patch)).shape == (1, 3, *patch)
-
-
-def test_inference_prepares_images_as_validation_does(bundle: Path) -> None:
-    validation = workflow(bundle).parser.get("validate#preprocessing#transforms")
-    parser = workflow(bundle, "inference").parser
-    first, *others = parser.get("preprocessing#transforms")
-    assert "(@load, case)" in first
-    inference = [parser.get("load"), *others]
-    assert [{**step, "keys": "image"} for step in validation if "keys" in step] == inference  # checks have none
 
 
 @pytest.mark.parametrize("start", ["elsewhere", "configs", "root"])
@@ -356,52 +345,6 @@ def test_schedule_of_a_component_that_is_not_there_is_one_line(bundle: Path, dat
         {"train#trainer#schedules": schedule},
     ):
         assert "boundry" in user_error(lambda overlay=overlay: check_with(bundle, dataset, tmp_path, **overlay))
-
-
-def test_image_of_other_channels_is_refused_by_inference_with_its_name(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").touch()
-    for name, shape in (("a", (9, 8, 7)), ("b", (9, 8, 7, 2))):
-        nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
-    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"must be 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
-
-
-@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 7, 1, 3), (9, 8, 7, 2, 1)])
-def test_image_of_other_axes_is_refused_by_inference_with_its_name(
-    bundle: Path, tmp_path: Path, shape: tuple[int, ...]
-) -> None:
-    (tmp_path / "model.pt").touch()
-    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / "x.nii")
-    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"must be 3-D with 1 channel: {tmp_path / 'x.nii'} is not." in message
-
-
-def test_images_of_one_name_are_refused_by_inference(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").touch()
-    for name in ("a.nii.gz", "b.nii", "b.nii.gz"):
-        nib.save(nib.Nifti1Image(np.zeros((9, 8, 7), np.float32), np.eye(4)), tmp_path / name)
-    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"{tmp_path / 'b.nii'} and {tmp_path / 'b.nii'}.gz would be segmented into the same file" in message
-
-
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_image_with_a_broken_voxel_is_refused_by_inference(bundle: Path, tmp_path: Path, broken: float) -> None:
-    """From a folder whose name is a pattern of file names, and is given as ``~/...``; the image before is segmented."""
-    images = tmp_path / "br[1]*"
-    images.mkdir()
-    voxels = np.random.default_rng(0).normal(size=(2, 17, 18, 19)).astype(np.float32)
-    voxels[1, 3, 4, 5] = broken
-    for name, volume in zip(("a.nii.gz", "b.nii.gz"), voxels, strict=True):
-        nib.save(nib.Nifti1Image(volume, np.eye(4)), images / name)
-    common = {"network_def": tiny(), "patch_size": [16, 16, 16], "ckpt_path": str(tmp_path / "model.pt")}
-    parser = workflow(bundle, "inference", **common).parser
-    torch.save(parser.get_parsed_content("network").state_dict(), common["ckpt_path"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path))
-        out = tmp_path / "out"
-        message = error_of(bundle, "inference", dataset_dir="~/br[1]*", output_dir=str(out), **common)
-    assert message == f"error: dataset_dir: {images / 'b.nii.gz'} has voxels that are NaN or infinite."
-    assert [path.name for path in out.iterdir()] == ["a_seg.nii.gz"]
 
 
 def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:

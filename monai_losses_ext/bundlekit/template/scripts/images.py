@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.data import Dataset, list_data_collate
 from monai.transforms import MapTransform
+from nibabel.imageglobals import logger
 from tqdm import tqdm
 
 from .errors import UserError
@@ -60,19 +61,18 @@ class ImageLoader:
             yield list_data_collate([prepared])
 
     def finish(self) -> None:
-        """Name the images that were not segmented, each with its reason on a line of stderr.
+        """Name the images that were not segmented; several with their reasons, each on a line of stderr.
 
         Raises:
             UserError: if there are any.
         """
+        number = f"dataset_dir: {len(self.others)} of {len(self.dataset)} images were not segmented"
+        if len(self.others) > 1:
+            for file, reason in self.others.items():
+                print(f"not segmented: {file} {reason}.", file=sys.stderr, flush=True)
+            raise UserError(f"{number}, for the reasons above: {', '.join(self.others)}")
         for file, reason in self.others.items():
-            print(f"not segmented: {file} {reason}.", file=sys.stderr, flush=True)
-        if self.others:
-            names = ", ".join(os.path.basename(file) for file in self.others)
-            raise UserError(
-                f"dataset_dir: {len(self.others)} of {len(self.dataset)} images were not segmented, for the reasons "
-                f"above: {names}"
-            )
+            raise UserError(f"{number}: {file} {reason}.")
 
 
 class CheckImaged(MapTransform):
@@ -136,6 +136,7 @@ def check_file(path: str, channels: int) -> None:
     Raises:
         ImageError: if it cannot be segmented.
     """
+    logger.disabled = True  # NiBabel logs what it raises too
     try:
         image = nib.load(path)
         _check_header(image, channels)
@@ -148,6 +149,8 @@ def check_file(path: str, channels: int) -> None:
     except Exception as error:  # a broken file makes NiBabel raise almost anything
         detail = " ".join(str(error).replace(path, "").split()) or type(error).__name__
         raise ImageError(f"cannot be read: it is cut off, damaged or no NIfTI file ({detail[:120]})") from None
+    finally:
+        logger.disabled = False
 
 
 def _check_header(image: Any, channels: int) -> None:
