@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,8 @@ def save_whole(content: Any, path: Path) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         # torch.save turns the error of a write into a RuntimeError of its own.
         causes = (error, error.__cause__, error.__context__)
         reason = next((cause for cause in causes if isinstance(cause, OSError)), None)
