@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
+from monai.utils import is_scalar
 
 from monai_losses_ext.errors import UserError, fail
 
@@ -69,6 +71,11 @@ def class_mask(volume: Any, value: int) -> Any:
     if value >= len(plain):
         raise fail("labels", f"must be channels of the one-hot volume, which has {len(plain)}", value)
     return plain[value] > 0.5
+
+
+def numeric(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return those of an engine's metrics that are single numbers, as Python's own."""
+    return {name: float(value) for name, value in metrics.items() if is_scalar(value) and not isinstance(value, str)}
 
 
 def is_last_iteration(engine: Engine) -> bool:
