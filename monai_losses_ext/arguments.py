@@ -57,12 +57,19 @@ def number(argument: str, value: Any, limits: Limits) -> float:
         UserError: naming the argument, the limits and what was received.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not limits.allow(value):  # type: ignore[arg-type]
-        raise fail(argument, f"must be a number{limits.words()}", value, _too_large(value))
+        raise fail(argument, f"must be a number{limits.words()}", value, _number_hint(value))
     return float(value)
 
 
-def _too_large(value: Any) -> str:
-    """Return what is wrong with a number that is finite and within its limits all the same."""
+def _number_hint(value: Any) -> str:
+    """Return what may be wrong with a number: finite but too large to compute with, or a text."""
+    if isinstance(value, str):
+        try:
+            plain = repr(float(value)) if len(value) < 40 else ""
+        except ValueError:
+            return ""
+        plain = plain if "." in plain else plain.replace("e", ".0e")
+        return f" It is a text: write it without quotes, in YAML with a point ({plain})." if plain else ""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     return _HUGE if is_number and value == value and abs(value) != math.inf and is_huge(value) else ""
 
@@ -88,7 +95,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
             literals = [
                 str(word) for option in options(hints[name]) for word in get_args(option) if _is_literal(option)
             ]
-            hint = nearest(value, literals) if isinstance(value, str) else _too_large(value)
+            hint = (nearest(value, literals) if literals and isinstance(value, str) else "") or _number_hint(value)
             raise fail(f"{where}{name}", rule, value, hint)
 
 

@@ -30,11 +30,32 @@ class ShapeError(UserError, AssertionError):
 
 def describe(value: Any) -> str:
     """Return ``value`` as an error message shows it: short, and on one line."""
+    if isinstance(value, (str, bytes)):
+        value = value[:200]
+    elif isinstance(value, (dict, list, tuple, set)) and _is_large(value):
+        return f"a {type(value).__name__} with {len(value)} entries"
+    elif isinstance(value, int) and value.bit_length() > 1000:
+        return f"a whole number of {value.bit_length()} bits"
     try:
         text = " ".join(repr(value).split())
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_large(value: Any, budget: int = 1000) -> bool:
+    """Tell whether a structure says more than ``budget`` entries: too many to show, or to look at at all."""
+    stack, seen = [value], 0
+    while stack:
+        item = stack.pop()
+        seen += 1
+        if seen + len(stack) > budget:
+            return True
+        if isinstance(item, dict):
+            stack.extend(list(item.values())[:budget])
+        elif isinstance(item, (list, tuple, set)):
+            stack.extend(list(item)[:budget])
+    return False
 
 
 def nearest(word: Any, allowed: Iterable[str]) -> str:

@@ -61,6 +61,7 @@ DISTANCE = [((128, 128, 64), 3, torch.uint8, False), ((500, 37), 2, torch.float6
 
 def compile_sums(problems):
     from monai_losses_ext.sums import triton as backend
+    from monai_losses_ext.sums.target import Target
 
     for (batch, *space), case in problems:
         terms, activation, num_classes, dtype, target_dtype, is_dense, ignore, channels_last = case
@@ -68,8 +69,9 @@ def compile_sums(problems):
         x = x.to(memory_format=torch.channels_last_3d) if channels_last else x
         target = torch.empty(batch, num_classes if is_dense else 1, *space, dtype=target_dtype, device="cuda")
         distance = torch.empty_like(x, dtype=torch.float32) if "surface" in terms else None
-        sums = backend.forward(x, target, distance, terms, activation, ignore)
-        gradient = backend.backward(sums, x, target, distance, terms, activation, ignore)
+        target = Target(target, not is_dense, distance=distance).ignoring(ignore, activation)
+        sums = backend.forward(x, target, terms, activation)
+        gradient = backend.backward(sums, x, target, terms, activation)
         assert sums.shape == (len(terms), batch, num_classes) and gradient.stride() == x.stride()
 
 

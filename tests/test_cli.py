@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from monai_losses_ext import __version__
+from monai_losses_ext.bundlekit.render import render_task
 from monai_losses_ext.cli import main
 from monai_losses_ext.data.dataset import read_cases
 from monai_losses_ext.data.phantoms import make_phantoms
+from monai_losses_ext.data.tasks import TASKS, get_task
 from monai_losses_ext.quickstart import cache_dir
 
 BUNDLE = "msd_hippocampus_mri_segmentation"
@@ -40,7 +43,7 @@ def test_module_runs_and_lists_its_commands() -> None:
     help_text = subprocess.run(
         [sys.executable, "-m", "monai_losses_ext", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert all(command in help_text for command in ("quickstart", "data", "bundles", "benchmark"))
+    assert all(command in help_text for command in ("quickstart", "data", "bundles", "overlays", "benchmark"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["data", "phantoms"], ["quickstart", "--epochs", "many"]])
@@ -100,12 +103,46 @@ def test_folder_without_bundles_is_one_line(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_bundles_check_fails_on_one_changed_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bundles", "render", "--out", str(tmp_path)]) == 0
-    assert main(["bundles", "check", "--out", str(tmp_path)]) == 0
-    train = tmp_path / BUNDLE / "configs" / "train.json"
-    train.write_text(train.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    assert main(["bundles", "check", "--out", str(tmp_path)]) == 1
-    assert "train.json" in error_line(capsys)
+    out = tmp_path / "bundles"
+    assert main(["bundles", "render", "--out", str(out)]) == 0
+    for path in (out / BUNDLE / "configs" / "train.json", tmp_path / "configs" / "losses" / "dice.json"):
+        assert main(["bundles", "check", "--out", str(out)]) == 0
+        path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
+        assert main(["bundles", "check", "--out", str(out)]) == 1
+        assert error_line(capsys) == f"{path}: differs from the template\n"
+        path.write_text(path.read_text(encoding="utf-8")[:-1], encoding="utf-8")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"monai_losses_ext {__version__}\n"
+
+
+def test_overlays_says_where_they_are_and_what_each_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["overlays"]) == 0
+    folder, *lines = capsys.readouterr().out.splitlines()
+    notes = dict(line.split(maxsplit=1) for line in lines)
+    found = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.json")}
+    assert found - notes.keys() == {"loss.schema.json"} and not notes.keys() - found
+    for name, note in notes.items():
+        assert json.loads((Path(folder) / name).read_text(encoding="utf-8"))["_note_"] == note
+
+
+def test_bundles_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It lists the names, copies what is shipped without what a run left in it, and overwrites nothing."""
+    assert main(["bundles", "copy"]) == 0
+    assert capsys.readouterr().out.split() == sorted(task.bundle for task in TASKS.values())
+    assert main(["bundles", "copy", BUNDLE, "--out", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a' / BUNDLE}\n"
+    names = {path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert names == render_task(get_task("Task04_Hippocampus")).keys()
+    assert main(["bundles", "copy", "Task04_Hippocampus", "--out", str(tmp_path / "a")]) == 1
+    assert error_line(capsys).startswith(f"error: out: must not hold {BUNDLE} yet, since nothing is overwritten; got ")
+    assert main(["bundles", "copy", "msd_hippocampus", "--out", str(tmp_path / "b")]) == 1
+    assert error_line(capsys).endswith(f"got 'msd_hippocampus'. Did you mean {BUNDLE!r}?\n")
+    assert not (tmp_path / "b" / "msd_hippocampus").exists()
 
 
 def test_benchmark_gets_its_options_untouched(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,9 +161,9 @@ def test_benchmark_that_fails_is_one_line(
     assert error_line(capsys).startswith("error: ")
 
 
-def test_quickstart_without_bundles_says_how_to_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quickstart_without_bundles_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "--out", str(tmp_path / "out"), "--bundles", str(tmp_path)]) == 1
-    assert "clone it and run the quick start there, or give --bundles DIR" in error_line(capsys)
+    assert error_line(capsys) == f"error: bundles: must be a folder with {BUNDLE}; got {tmp_path}.\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -124,8 +124,7 @@ def _with_boundary() -> Pair:
 
 
 def _batch(shape: tuple[int, ...], seed: int, device: str) -> tuple[Tensor, Tensor]:
-    logits, labels = make_batch(shape, seed)
-    return logits.detach().to(device).requires_grad_(), labels.to(device)
+    return make_batch(shape, seed, device=device)
 
 
 def _bytes(tensor: Tensor) -> int:

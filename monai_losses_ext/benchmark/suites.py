@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from monai_losses_ext import errors
 from monai_losses_ext.benchmark import cuda
-from monai_losses_ext.benchmark.cases import CPU_LOSSES, SHAPES, loss_pairs
+from monai_losses_ext.benchmark.cases import CUDA_SHAPES, FEWER_LOSSES, SHAPES, loss_pairs
 from monai_losses_ext.benchmark.distance import measure_compounds, measure_epoch, measure_maps
 from monai_losses_ext.benchmark.losses import measure_losses
 from monai_losses_ext.benchmark.memory import measure_memory
@@ -43,11 +43,11 @@ def _choose_cases(arguments: argparse.Namespace) -> bool:
     """Settle losses and shapes, of those that the device's suite has, and tell whether some were picked."""
     is_partial, device = bool(arguments.losses or arguments.shapes), arguments.device
     losses = cuda.CUDA_LOSSES if device == "cuda" else tuple(loss_pairs())
-    defaults: tuple[Collection[str], Collection[str]] = ((), ())
+    defaults: tuple[Collection[str], Collection[str]] = ((), CUDA_SHAPES if device == "cuda" else ())
     if arguments.suite == "memory":
         losses = tuple(loss for loss in losses if loss in loss_pairs() and loss != "floor")
         defaults = MEMORY_CASES[device]
-    only = {} if device == "cuda" or arguments.losses else CPU_LOSSES
+    only = {} if arguments.losses else FEWER_LOSSES
     chosen = _chosen(f"--losses on {device}", arguments.losses, losses, defaults[0])
     arguments.shapes = _chosen("--shapes", arguments.shapes, SHAPES, defaults[1])
     arguments.cases = [
@@ -121,7 +121,7 @@ def _step(arguments: argparse.Namespace, about: Result) -> Result:
 def _distance(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure maps by every backend, the loss's term, and, where there is data, a training's epoch."""
     rounds = (arguments.repeats, arguments.seed)
-    rows = [measure_maps("2x3x96^3", backend, *rounds) for backend in tqdm(("edt", "scipy"), desc="maps")]
+    rows = [measure_maps("2x3x96^3", backend, *rounds) for backend in tqdm(("numba", "scipy"), desc="maps")]
     for shape in tqdm(arguments.shapes, desc="compounds"):
         rows += measure_compounds(shape, *rounds)
     if arguments.dataset_dir is not None:

@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monai_losses_ext.extras import need
+
+need("the check of a dataset", "bundles", "nibabel", "tqdm")
+
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError

@@ -25,6 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_losses_ext.extras import need
+
+need("synthetic cases", "bundles", "nibabel")
+
 import nibabel as nib
 import numpy as np
 

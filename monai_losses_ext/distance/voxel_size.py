@@ -24,20 +24,29 @@ def voxel_size(volume: Any, num_axes: int) -> list[float] | list[list[float]] | 
     those before it) counts as 1 mm, with one warning.
 
     Args:
-        volume: a MetaTensor, or the affine itself, ``[4, 4]`` or, of a batch, ``[B, 4, 4]``; None, or a tensor without
-            an affine, has no size.
+        volume: a MetaTensor, or the affine itself, ``[4, 4]`` or, of a batch, ``[B, 4, 4]``; None, or a plain tensor
+            that is no affine (its last row is not 0, 0, 0, 1), has no size.
         num_axes: how many of the axes are the volume's.
 
     Returns:
         One number per axis; of a batch's affines one list per sample; None where there is no affine.
     """
-    affine = volume.affine if isinstance(volume, MetaTensor) else volume
-    if affine is None or (isinstance(affine, Tensor) and (affine.ndim < 2 or affine.shape[-1] != affine.shape[-2])):
+    if volume is None or (not isinstance(volume, MetaTensor) and not _is_affine(torch.as_tensor(volume))):
         return None
+    affine = volume.affine if isinstance(volume, MetaTensor) else volume
     edges = torch.as_tensor(affine, dtype=torch.float64, device="cpu")[..., :-1, :num_axes]
     if edges.ndim == 2:
         return _lengths(edges)
     return [_lengths(sample) for sample in edges]
+
+
+def _is_affine(values: Tensor) -> bool:
+    if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
+        return False
+    last = torch.zeros(values.shape[-1])
+    last[-1] = 1
+    row = values[..., -1, :].to("cpu", torch.float32)
+    return bool((row == last).all()) or bool((~row.isfinite()).any())
 
 
 def _lengths(edges: Tensor) -> list[float]:

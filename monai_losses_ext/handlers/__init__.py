@@ -9,6 +9,10 @@ nothing here ends the process.
 
 from __future__ import annotations
 
+from monai_losses_ext.extras import need
+
+need("handlers", "bundles", "ignite", "matplotlib", "nibabel")
+
 from .curves import CurvePicture
 from .divergence import StopOnDivergence
 from .epoch_seed import EpochSeed

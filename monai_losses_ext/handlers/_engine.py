@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.utils import is_scalar
 
+from monai_losses_ext.distance import voxel_size
 from monai_losses_ext.errors import UserError, fail
 
 
@@ -43,7 +43,8 @@ def label_spacing(reference: torch.Tensor) -> list[float] | None:
     """Return the voxel size of a label ``[1, *S]`` in mm; None for a plain tensor, which has no affine."""
     if not isinstance(reference, MetaTensor):
         return None
-    return [float(mm) for mm in affine_to_spacing(reference.affine, r=reference.ndim - 1)]
+    sizes: Any = voxel_size(reference, reference.ndim - 1)
+    return sizes
 
 
 def check_shapes(case: str, prediction: torch.Tensor, reference: torch.Tensor) -> None:

@@ -5,21 +5,19 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import monai.losses
 import torch
 from torch import nn
 
 from monai_losses_ext import errors
 from monai_losses_ext.arguments import Limits, number
-from monai_losses_ext.extras import need
-from monai_losses_ext.losses import LOSSES, MONAI_LOSSES
+from monai_losses_ext.losses import LOSSES, MONAI_LOSSES, monais
 from monai_losses_ext.losses.base import VoxelLoss
 from monai_losses_ext.losses.compound import CompoundLoss
+from monai_losses_ext.losses.config_file import read_config
 from monai_losses_ext.losses.lambdas import with_lambdas
 
 # Arguments of the constructors that are not for a config, and why.
@@ -28,7 +26,8 @@ NOT_IN_CONFIG = {
     "reduction": "losses give the mean, since a training needs a scalar that does not grow with the batch",
 }
 ACTIVATION_KEYS = frozenset({"sigmoid", "softmax", "use_softmax"})
-COMPOUND_KEYS = ("type", "components", "learnable_weights", "weighting")
+COMPOUND_KEYS = ("type", "components", "learnable_weights", "weighting", "mixed_activations")
+MAX_NAME = 64
 SAME = (("weight", "class_weight"), ("softmax", "use_softmax"))  # two names of one thing
 BY_NAME = LOSSES | MONAI_LOSSES
 COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
@@ -51,7 +50,8 @@ def get_loss(
             ``{"type": "compound", "components": [{"type": ..., "weight": 0.5, "name": ...}, ...]}``, where ``weight``
             is the component's weight and ``class_weight`` its class weights; with ``"learnable_weights": true`` the
             weights are learned, and ``"weighting": "softmax"`` or ``{"type": "softmax", "floor": 0.1, ...}`` says how
-            (see :class:`CompoundLoss`).
+            (see :class:`CompoundLoss`). ``{"type": "monai.SoftclDiceLoss", ...}`` is exactly that class of
+            ``monai.losses``; its keywords are checked by its signature.
         device: where the loss's buffers and learned weights go.
         defaults: arguments for every loss that takes them and whose config does not set them; what only another of
             MONAI's losses takes (``w_type``) is dropped, and ``reduction`` may only be ``"mean"``. So a bundle's own
@@ -63,7 +63,7 @@ def get_loss(
         A module called with ``(input, target)``.
 
     Raises:
-        ValueError: one line, for an unknown type or key, a value of the wrong kind, a negative weight, no components, a
+        UserError: one line, for an unknown type or key, a value of the wrong kind, a negative weight, no components, a
             nested compound or a file that cannot be read; it names the place, what is allowed and the nearest name.
 
     Example:
@@ -72,14 +72,14 @@ def get_loss(
         {'dice': 0.5, 'focal': 0.5}
         >>> get_loss({"type": "focal", "gamma": -1})
         Traceback (most recent call last):
-        ValueError: loss: focal: gamma: must be a number of at least 0; got -1.
+        monai_losses_ext.errors.UserError: loss: focal: gamma: must be a number of at least 0; got -1.
     """
     config = with_lambdas(read_config(config), defaults)
     defaults = {key: value for key, value in defaults.items() if not key.startswith("lambda_")}
     single = [loss for name, loss in BY_NAME.items() if name != "compound"]
     known = sorted({key for loss in single for key in inspect.signature(loss).parameters})
     for key in defaults:
-        if key not in known and not _is_monais(key):
+        if key not in known and not monais.takes(key):
             raise errors.fail("get_loss", f"defaults must be arguments of a loss ({', '.join(known)})", key)
     if defaults.get("other_act") is not None:
         rule = f"defaults must not have it: {NOT_IN_CONFIG['other_act']}"
@@ -92,62 +92,15 @@ def get_loss(
     return loss if device is None else loss.to(device)
 
 
-def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    """Return the loss's dictionary from a dictionary, a bare name or a file; see :func:`get_loss`."""
-    if isinstance(config, (str, Path)):
-        if Path(config).suffix.lower() not in (".json", ".yaml", ".yml"):
-            return {"type": str(config)}
-        config = _read_file(Path(config))
-    if not isinstance(config, Mapping):
-        raise errors.fail("loss", "must be a name, a dictionary or the path of a JSON or YAML file", config)
-    config = _without_schema(config)
-    if set(config) == {"loss"} and isinstance(config["loss"], (Mapping, str)):
-        loss = config["loss"]
-        return {"type": loss} if isinstance(loss, str) else _without_schema(loss)
-    return config
-
-
-def _without_schema(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "$schema"}
-
-
-def _read_file(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
-    except FileNotFoundError:
-        raise errors.fail("loss", "the config file must exist", str(path)) from None
-    except OSError as error:
-        raise errors.fail("loss", f"{path} must be a file that can be read", error.strerror) from None
-    except ValueError as error:
-        raise errors.fail("loss", f"{path} must be text in UTF-8", str(error)) from None
-    config = _parse_json(path, text) if path.suffix.lower() == ".json" else _parse_yaml(path, text)
-    if not isinstance(config, Mapping):
-        raise errors.fail("loss", f"{path} must hold a dictionary", config)
-    return config
-
-
-def _parse_json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise errors.fail("loss", f"{path} must hold valid JSON", str(error)) from None
-
-
-def _parse_yaml(path: Path, text: str) -> Any:
-    need(f"loss: {path}", "bundles", "yaml")
-    import yaml  # only YAML files need it
-
-    try:
-        return yaml.safe_load(text)
-    # The last three: a date or a tag whose value does not fit it.
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
-        raise errors.fail("loss", f"{path} must hold valid YAML", str(error)) from None
-
-
 def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> nn.Module:
     if "type" not in config:
         raise errors.fail(where, f"needs a type, one of {', '.join(BY_NAME)}", dict(config))
-    kind = errors.one_of(f"{where}: type", config["type"], BY_NAME)
+    kind = config["type"]
+    if isinstance(kind, str) and kind.startswith(monais.PREFIX):
+        return monais.build(kind, where, config, defaults)
+    if not isinstance(kind, str) or kind not in BY_NAME:
+        rule = f"must be one of {', '.join(BY_NAME)}, or {monais.PREFIX} and a loss of monai.losses"
+        raise errors.fail(f"{where}: type", rule, kind, monais.nearest_name(kind) or errors.nearest(kind, BY_NAME))
     place = f"{where}: {kind}"
     if kind == "compound":
         return _build_compound(config, where, defaults)
@@ -169,7 +122,7 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
     try:
         loss = BY_NAME[kind](**arguments)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{place}: {error}") from None
+        raise errors.UserError(f"{place}: {error}") from None
     strict = loss.losses[0] if isinstance(loss, CompoundLoss) else loss
     if isinstance(strict, VoxelLoss):
         strict.strict = True
@@ -196,8 +149,8 @@ def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str
             raise errors.fail(f"{place}: weight", "must be the component's weight", weight, _CLASS_WEIGHT)
         weights.append(weight if weight is None else number(f"{place}: weight", weight, NOT_NEGATIVE))
         name = arguments.pop("name", None)
-        if name is not None and not isinstance(name, str):
-            raise errors.fail(f"{place}: name", "must be a text", name)
+        if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_NAME):
+            raise errors.fail(f"{place}: name", f"must be a text of 1 to {MAX_NAME} letters", name)
         names.append(name)
         losses.append(_build(arguments, place, defaults))
     given = [weight for weight in weights if weight is not None]
@@ -213,10 +166,13 @@ def _weighted(
     learnable = config.get("learnable_weights", False)
     if not isinstance(learnable, bool):
         raise errors.fail(f"{place}: learnable_weights", "must be true or false", learnable)
+    mixed = config.get("mixed_activations", False)
+    if not isinstance(mixed, bool):
+        raise errors.fail(f"{place}: mixed_activations", "must be true or false", mixed)
     try:
-        loss = CompoundLoss(losses, weights, names, learnable, config.get("weighting"))
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+        loss = CompoundLoss(losses, weights, names, learnable, config.get("weighting"), mixed)
+    except errors.UserError as error:
+        raise errors.UserError(f"{place}: {error}") from None
     if loss.weighting.learned and not config.get("learnable_weights", True):
         rule = f"must be true, or left out, with weighting {loss.weighting.kind!r}"
         raise errors.fail(f"{place}: learnable_weights", rule, learnable)
@@ -233,12 +189,6 @@ def _check_keys(place: str, config: Mapping[str, Any], allowed: Sequence[str]) -
 def config_keys(loss_class: type[nn.Module]) -> list[str]:
     """Return the constructor's arguments that a config may set."""
     return [key for key in inspect.signature(loss_class).parameters if key not in NOT_IN_CONFIG]
-
-
-def _is_monais(key: str) -> bool:
-    """Return whether one of MONAI's losses has an argument of that name."""
-    classes = [value for value in vars(monai.losses).values() if inspect.isclass(value)]
-    return any(key in inspect.signature(loss_class).parameters for loss_class in classes)
 
 
 def _class_weight_keys(allowed: Sequence[str]) -> list[str]:

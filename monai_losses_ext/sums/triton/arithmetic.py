@@ -8,25 +8,62 @@ an exponent comes as a tuple and a place in it: before Triton 3.7, an item of a 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def softmax(x, kept, classes, NUM_CLASSES: tl.constexpr, C_PAD: tl.constexpr):
-    """Return p, and what log p is the difference of: the shifted logits and the logarithm of the total; and a 1.
+def one_like(x):
+    """Return 1 wherever, a NaN too, in the layout of ``x``.
 
-    p is 0 where a voxel does not count. The 1, of each voxel, is for what must be known by way of the logits.
+    What comes from labels or masks alone would be spread over the threads in another way than what comes from the
+    logits, and its sum would have them exchange every value.
+    """
+    return tl.minimum(tl.where(x > 1.0, x, 1.0), 1.0)
+
+
+@triton.jit
+def exp(x):
+    """Return the exponential, and 0 where float32 has no normal number for it."""
+    if PTX:
+        return _exp2(x * 1.4426950408889634)
+    else:
+        return tl.exp(x)
+
+
+@triton.jit
+def _exp2(x):
+    # Four instructions of tl.exp2 are for numbers below 1e-38, which no sum can tell from 0.
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _log_and_inverse(x):
+    """Return log(x) and 1 / x, for x from 1 to 256."""
+    if PTX:
+        log2 = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+        inverse = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+        return log2 * 0.6931471805599453, inverse
+    else:
+        return tl.log(x), 1.0 / x
+
+
+@triton.jit
+def softmax(x, counts, classes, NUM_CLASSES: tl.constexpr, C_PAD: tl.constexpr):
+    """Return p, 0 at voxels that do not count, and what log p is the difference of.
+
+    That is the shifted logits and the logarithm of the total, ``[V]``.
     """
     if NUM_CLASSES < C_PAD:
         x = tl.where((classes < NUM_CLASSES)[:, None], x, float("-inf"))
     shifted = x - tl.max(x, 0)[None, :]
     # Finite, since 0 times -inf, of a class that a logit of -inf has ruled out, is not 0. A NaN stays one.
     shifted = tl.maximum(shifted, -3.4028234663852886e38, propagate_nan=tl.PropagateNan.ALL)
-    p = tl.exp(shifted)
-    total = tl.sum(p, 0)
-    share = tl.where(kept, 1.0 / total, 0.0)  # a division for each voxel, not for each of its classes
-    return p * share[None, :], shifted, tl.log(total), tl.minimum(total, 1.0)
+    p = exp(shifted)
+    log_total, inverse = _log_and_inverse(tl.sum(p, 0))
+    share = tl.where(counts, inverse, 0.0)  # a division for each voxel, not for each of its classes
+    return p * share[None, :], shifted, log_total
 
 
 @triton.jit
@@ -36,13 +73,17 @@ def log1p(z):
     return tl.log(u) + (z - (u - 1.0)) / u
 
 
+# Whether the compiler's words for one machine can be used: not in the interpreter, nor for AMD's GPUs.
+PTX = tl.constexpr(isinstance(log1p, triton.JITFunction) and torch.version.hip is None)
+
+
 @triton.jit
 def one_minus_exp(y):
     """Return 1 - exp(y) for y <= 0, with the digits that a subtraction would lose, and never zero."""
     series = 1.0 + y / 7.0 * (1.0 + y / 8.0 * (1.0 + y / 9.0))
     series = 1.0 + y / 4.0 * (1.0 + y / 5.0 * (1.0 + y / 6.0 * series))
     series = -y * (1.0 + y / 2.0 * (1.0 + y / 3.0 * series))
-    value = tl.where(y > -0.5, series, 1.0 - tl.exp(y))
+    value = tl.where(y > -0.5, series, 1.0 - exp(y))
     return tl.where(value < 1.1754943508222875e-38, 1.1754943508222875e-38, value)
 
 
@@ -64,20 +105,20 @@ def power(base, EXPONENT: tl.constexpr):
 @triton.jit
 def sigmoid(x):
     """Return the sigmoids of x and of -x, neither of them by a subtraction."""
-    z = tl.exp(-tl.abs(x))
+    z = exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, z) / (1.0 + z), tl.where(x >= 0, z, 1.0) / (1.0 + z)
 
 
 @triton.jit
 def cross_entropy(x, g):
     """Return -g log sigmoid(x) - (1 - g) log sigmoid(-x)."""
-    return tl.where(x >= 0, x, 0.0) - x * g + log1p(tl.exp(-tl.abs(x)))
+    return tl.where(x >= 0, x, 0.0) - x * g + log1p(exp(-tl.abs(x)))
 
 
 @triton.jit
-def logp_of_target(shifted, log_total, g, TARGET: tl.constexpr):
+def logp_of_target(shifted, log_total, g, LABEL: tl.constexpr):
     """Return the log-probabilities that a term ``g f(log p)`` needs: with index labels one per voxel, ``[1, V]``."""
-    if TARGET == "dense":
+    if LABEL == "dense":
         return shifted - log_total[None, :]
     else:
         return (tl.sum(shifted * g, 0) - log_total)[None, :]
@@ -120,7 +161,7 @@ def sigmoid_focal_slope(x, g, GAMMAS: tl.constexpr, PLACE: tl.constexpr):
 
 
 @triton.jit
-def plain_value(p, g, phi, kept, TERMS: tl.constexpr, PLACE: tl.constexpr):
+def plain_value(p, g, phi, kept, one, TERMS: tl.constexpr, PLACE: tl.constexpr):
     """Return the values of a term without logarithms; ``p`` and ``g`` are 0 where a voxel does not count."""
     NAME: tl.constexpr = TERMS[PLACE]
     if NAME == "tp":
@@ -136,11 +177,11 @@ def plain_value(p, g, phi, kept, TERMS: tl.constexpr, PLACE: tl.constexpr):
     elif NAME == "abs_diff":
         return tl.abs(p - g)
     elif NAME == "surface":
-        return tl.where(kept[None, :], p * phi, 0.0)
+        return tl.where(kept, p * phi, 0.0)
     elif NAME == "surface_min":
-        return tl.where(kept[None, :], tl.where(phi > 0, 0.0, phi), 0.0)
+        return tl.where(kept, tl.where(phi > 0, 0.0, phi), 0.0)
     else:
-        return tl.where(kept[None, :], 1.0, 0.0) + p * 0.0
+        return tl.where(kept, one, 0.0)
 
 
 @triton.jit

@@ -13,26 +13,23 @@ from torch import Tensor
 
 from monai_losses_ext import errors
 from monai_losses_ext.sums import terms as T  # noqa: N812
+from monai_losses_ext.sums.target import Target
 from monai_losses_ext.sums.triton.kernels import gradient_kernel, sums_kernel, total_kernel
 
 # Before 3.4 an item of a tuple of constants cannot be read in a kernel.
 OLDEST, VERSION = (3, 4), tuple(map(int, triton.__version__.split(".")[:2]))
 # Of the sums' kernel, by size: enough programs to keep a GPU busy, of which each adds up many tiles.
 PROGRAMS, MOST_TILES = 1024, 64
-ROWS, SUMS = 64, 32  # that one program of the last kernel adds up at once
+# Tiles of the sums' kernel that are on their way from memory while one is worked on, and that one.
+STAGES = 1
+# Rows and sums that one program of the last kernel adds up at once, and its warps: most often all of its rows.
+ROWS, SUMS, TOTAL_WARPS = 512, 8, 8
 
 
-def forward(
-    logits: Tensor,
-    target: Tensor,
-    distance: Tensor | None,
-    terms: Sequence[str],
-    activation: str,
-    ignore_index: int | None,
-) -> Tensor:
-    """Compute the sums; arguments and result as in :func:`terms.reference_sums`."""
+def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
+    """Compute the sums; arguments and result as in :func:`terms.reference_sums`. No value of the target is checked."""
     x, num_samples, num_classes = logits.flatten(2), *logits.shape[:2]
-    volumes, options, num_blocks = _launch(x, target, distance, terms, activation, ignore_index)
+    volumes, options, num_blocks = _launch(x, target, terms, activation)
     num_steps = max(1, min(MOST_TILES, num_samples * num_blocks // PROGRAMS))
     num_rows = triton.cdiv(num_blocks, num_steps)
     rows = x.new_empty((num_samples, num_rows, len(terms), num_classes), dtype=torch.float32)
@@ -40,26 +37,21 @@ def forward(
     if rows.numel() == 0:
         return sums.zero_()
     with torch.cuda.device_of(x):
-        sums_kernel[(num_samples * num_rows,)](*volumes, rows, num_rows=num_rows, num_steps=num_steps, **options)
+        sums_kernel[(num_samples * num_rows,)](
+            *volumes, rows, num_rows=num_rows, num_steps=num_steps, STAGES=STAGES, **options
+        )
         total_kernel[(num_samples, triton.cdiv(len(terms) * num_classes, SUMS))](
-            rows, sums, num_samples, num_rows, len(terms), num_classes, ROWS, SUMS
+            rows, sums, num_samples, num_rows, len(terms), num_classes, ROWS, SUMS, num_warps=TOTAL_WARPS
         )
     return sums
 
 
-def backward(
-    grad_sums: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    distance: Tensor | None,
-    terms: Sequence[str],
-    activation: str,
-    ignore_index: int | None,
-) -> Tensor:
+def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
     """Compute the gradient with respect to the logits; arguments and result as in :func:`chunked.backward`."""
     grad = torch.empty_like(logits)
     x, out = logits.flatten(2), grad.flatten(2)
-    volumes, options, num_blocks = _launch(x, target, distance, terms, activation, ignore_index)
+    volumes, options, num_blocks = _launch(x, target, terms, activation)
+    del options["FOLD"]
     grad_sums = grad_sums.to(torch.float32).contiguous()
     if out.numel():
         strides = dict(zip(("o_b", "o_c", "o_v"), out.stride(), strict=True))
@@ -75,23 +67,15 @@ def tile(c_pad: int) -> tuple[int, int, int]:
     """Return the voxels of a tile, how many of them in a row are one thread's, and the warps that share it.
 
     Up to 16 classes, a thread has all classes of its voxels, and a softmax needs no other thread. With more, a thread
-    has up to 32 logits. Chosen by the machine code for sm_90, its instructions for a logit and its registers, and not
-    by time: no GPU was at hand. ``tests/compile_kernels.py`` prints both.
+    has 64 logits. Measured on an H200 up to 16 and at 128 classes.
     """
     if c_pad <= 16:
-        vec = 4 if c_pad <= 4 else 2
-        return 128 * vec, vec, 4
-    num_warps = 4 if c_pad <= 64 else 8
-    return 1024 * num_warps // c_pad, 4, num_warps
+        return 256, 4, 2
+    return 8192 // c_pad, 4, 4
 
 
 def _launch(
-    x: Tensor,
-    target: Tensor,
-    distance: Tensor | None,
-    terms: Sequence[str],
-    activation: str,
-    ignore_index: int | None,
+    x: Tensor, target: Target, terms: Sequence[str], activation: str
 ) -> tuple[list[Tensor], dict[str, Any], int]:
     """Return what both kernels are started with: the volumes, the named arguments and the blocks of a sample.
 
@@ -104,10 +88,8 @@ def _launch(
         raise errors.fail("backend", "'triton' needs Triton 3.4 or newer", triton.__version__, " Take 'chunked'.")
     names, gammas = zip(*map(T.split, terms), strict=True)
     _, num_classes, num_voxels = x.shape
-    has_distance = distance is not None and not T.SURFACE_TERMS.isdisjoint(names)
-    g = target.flatten(2)
-    g = g.view(torch.uint8) if g.dtype == torch.bool else g
-    phi = distance.flatten(2) if has_distance and distance is not None else x
+    distance = None if T.SURFACE_TERMS.isdisjoint(names) else target.distance
+    parts = [x, *map(_flat, (target.label, distance, target.weight, target.mask))]
     c_pad = triton.next_power_of_2(num_classes)
     block, vec, num_warps = tile(c_pad)
     # A thread's voxels lie in a row where it can read them at once, which Triton takes for granted only where every
@@ -115,44 +97,42 @@ def _launch(
     is_row = x.stride(2) == 1
     fold = vec if is_row and x.stride(1) % 16 == 0 else 1
     block = block * fold // vec
-    strides = {
-        f"{name}_{axis}": n
-        for name, v in zip("xtd", (x, g, phi), strict=True)
-        for axis, n in zip("bcv", v.stride(), strict=True)
-    }
     options = {
-        **strides,
         "num_voxels": num_voxels,
         "NUM_CLASSES": num_classes,
         "TERMS": names,
         "GAMMAS": gammas,
         "NUM_TERMS": len(names),
         "ACTIVATION": activation,
-        "TARGET": _kind(g, num_classes),
-        "HAS_DISTANCE": has_distance,
-        "IGNORE": _ignore_rule(target, activation, ignore_index),
-        "IGNORE_INDEX": ignore_index or 0,
+        "LABEL": _kind(target),
+        "IGNORED": target.ignored or (0,),
+        "NUM_IGNORED": len(target.ignored),
+        "HAS_DISTANCE": distance is not None,
+        "HAS_WEIGHT": target.weight is not None,
+        "MASK": "none" if target.mask is None else "voxel" if target.mask.shape[1] == 1 else "channel",
         "C_PAD": c_pad,
         "BLOCK": block,
         "VEC": vec if is_row else 1,
         "FOLD": fold,
         "num_warps": num_warps,
     }
-    return [x, g, phi], options, triton.cdiv(num_voxels, block)
+    for name, part in zip("xtdwm", parts, strict=True):
+        for axis, stride in zip("bcv", (0, 0, 0) if part is None else part.stride(), strict=True):
+            options[f"{name}_{axis}"] = stride
+    return [x if part is None else part for part in parts], options, triton.cdiv(num_voxels, block)
 
 
-def _kind(target: Tensor, num_classes: int) -> str:
-    if target.shape[1] == num_classes:
+def _flat(volume: Tensor | None) -> Tensor | None:
+    """Return a volume as ``[B, C, V]`` of a type that Triton has."""
+    if volume is None:
+        return None
+    return (volume.view(torch.uint8) if volume.dtype == torch.bool else volume).flatten(2)
+
+
+def _kind(target: Target) -> str:
+    """Return how a label is read: ``dense``, or index labels that are ``real``, of 64 bits (``wide``) or ``narrow``."""
+    if not target.is_index:
         return "dense"
-    return "real" if target.is_floating_point() else "integer"
-
-
-def _ignore_rule(target: Tensor, activation: str, ignore_index: int | None) -> str:
-    """Return which of the rules of :func:`terms.kept_voxels` says what voxels count."""
-    if ignore_index is None or not T.can_hold(target.dtype, ignore_index):
-        return "none"
-    if target.shape[1] == 1:
-        return "label"
-    if 0 <= ignore_index < target.shape[1]:
-        return "channel"
-    return "value" if activation == "sigmoid" else "value_or_empty"
+    if target.label.is_floating_point():
+        return "real"
+    return "wide" if target.label.dtype == torch.int64 else "narrow"
