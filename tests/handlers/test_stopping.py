@@ -36,8 +36,8 @@ from monai_losses_ext.handlers import (
     StopOnSignal,
     TrainingState,
 )
+from monai_losses_ext.handlers.state_file import load_state, save_whole
 from monai_losses_ext.handlers.stopping import one_line
-from monai_losses_ext.handlers.training_state import load_state, save_whole
 from monai_losses_ext.weights import check_finite
 
 EPOCHS = 4
