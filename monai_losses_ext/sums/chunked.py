@@ -4,42 +4,132 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from monai_losses_ext.sums import pool
 from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.target import Target
 
-CHUNK_ELEMENTS = 2**18
+# Elements (voxels times classes) of a chunk; a GPU wants few launches instead. A small batch is cut finer, so that the
+# temporaries of a chunk stay small beside it.
+CHUNK_ELEMENTS, CHUNK_ELEMENTS_ELSEWHERE = 2**18, 2**24
+CHUNKS, FEWEST_ELEMENTS = 20, 2**14
+Part = tuple[tuple[slice, ...], Tensor, Target]
 
 
 def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
     """Compute the sums; arguments and result as in :func:`terms.reference_sums`."""
-    total = torch.zeros(len(terms), *logits.shape[:2], dtype=torch.float64, device=logits.device)
-    for _, x, part in _chunks(logits, target):
-        total += T.reference_sums(x, part, terms, activation)
-    return total.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    total = torch.zeros(len(terms), *logits.shape[:2], dtype=torch.float64)  # on the CPU: not every device has float64
+    parts = list(_parts(logits, target))
+    sums = logits.new_zeros(len(parts), len(terms), logits.shape[1], dtype=dtype)
+
+    def work(i: int) -> None:
+        _, x, part = parts[i]
+        part.check_values(logits.shape[1])
+        sums[i] = _sums(x, part, terms, activation)[:, 0]
+
+    _share(work, len(parts), logits)
+    for (place, *_), value in zip(parts, sums.cpu(), strict=True):  # in this order, whoever computed them
+        total[:, place[0]] += value.unsqueeze(1)
+    return total.to(dtype).to(logits.device)
 
 
 def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
     """Compute the gradient with respect to the logits, in their dtype and layout; ``grad_sums`` is ``[T, B, C]``."""
-    grad = torch.empty_like(logits)
-    for piece, x, part in _chunks(logits, target):
-        # Within an operator autograd records nothing; a functional vector-Jacobian product works there.
-        sums, vjp = torch.func.vjp(functools.partial(_sums, part, terms, activation), x)
-        grad[:, :, piece] = vjp(grad_sums.to(sums))[0]
-    return grad
+    gradient = torch.empty_like(logits)
+    parts = list(_parts(logits, target))
+
+    def work(i: int) -> None:
+        place, x, part = parts[i]
+        # Within an operator torch records nothing for backward(), but vjp does.
+        _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())
+        gradient[place] = pull(grad_sums[:, place[0]])[0]
+
+    _share(work, len(parts), logits)
+    return gradient
 
 
-def _sums(target: Target, terms: Sequence[str], activation: str, logits: Tensor) -> Tensor:
-    return T.reference_sums(logits, target, terms, activation)
+def _sums(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
+    """Return the sums of a part, ``[T, B, C]``, by the definition, in the dtype of its arithmetic."""
+    x, dense, distance, multiplier = _inputs(logits, target)
+    values = T.voxel_values(terms, activation, x, dense, distance)
+    products = (values[term] if multiplier is None else values[term] * multiplier for term in terms)
+    return torch.stack([product.flatten(2).sum(2) for product in products])
 
 
-def _chunks(logits: Tensor, target: Target) -> Iterator[tuple[slice, Tensor, Target]]:
-    length = max(1, CHUNK_ELEMENTS * logits.shape[2] // max(1, logits.numel()))
-    for start in range(0, logits.shape[2], length):
-        piece = slice(start, start + length)
-        yield piece, logits[:, :, piece], target.part((slice(None), slice(None), piece))
+def _inputs(logits: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return :func:`terms.voxel_inputs` and the distance map of a part, unchecked."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if target.is_index and not target.ignored:  # floats are compared eight at a time
+        target = replace(target, label=target.label.to(dtype))
+    x, dense, multiplier = logits.to(dtype), target.dense(logits.shape[1], dtype), target.multiplier(dtype)
+    distance = None if target.distance is None else target.distance.to(dtype)
+    if multiplier is not None:  # nothing that stands where a voxel does not count may reach the others
+        x, dense = torch.where(multiplier > 0, x, 0.0), torch.where(multiplier > 0, dense, 0.0)
+        distance = None if distance is None else torch.where(multiplier > 0, distance, 0.0)
+    return x, dense, distance, multiplier
+
+
+def _parts(logits: Tensor, target: Target) -> Iterator[Part]:
+    """Cut a batch along its samples and its longest spatial axis: where a part lies, its logits and its target."""
+    length = max(logits.shape[2:])
+    axis = 2 + list(logits.shape[2:]).index(length)
+    on_cpu = logits.device.type == "cpu"
+    most = max(FEWEST_ELEMENTS, min(CHUNK_ELEMENTS, logits.numel() // CHUNKS)) if on_cpu else CHUNK_ELEMENTS_ELSEWHERE
+    step = max(1, most * length // max(1, logits[:1].numel()))
+    for b in range(logits.shape[0]):
+        for start in range(0, length, step):
+            place = (slice(b, b + 1), *[slice(None)] * (axis - 1), slice(start, start + step))
+            yield place, logits[place], target.part(place)
+
+
+def _share(work: Callable[[int], None], count: int, logits: Tensor) -> None:
+    """Call ``work`` for each number below ``count``: on a CPU by threads, in each of which torch keeps to one."""
+    numbers = iter(range(count))  # next() is by one thread at a time
+
+    def take() -> None:
+        with torch.no_grad():
+            for i in numbers:
+                work(i)
+
+    threads = torch.get_num_threads()
+    limit = _limit_of_this_thread() if logits.device.type == "cpu" and threads > 1 and count > 1 else None
+    if limit is None:
+        take()
+        return
+
+    def take_alone() -> None:
+        before = torch.get_num_threads()  # also lets torch set its own in a new thread, once
+        limit(1)
+        try:
+            take()
+        finally:
+            limit(before)
+
+    pool.spread(take_alone, min(threads, count))
+
+
+@functools.cache
+def _limit_of_this_thread() -> Callable[[int], None] | None:
+    """Return what sets torch's threads for the calling thread alone; None where there is no such thing.
+
+    ``torch.set_num_threads`` leaks into threads that start later. OpenMP's own function does not, where torch uses
+    OpenMP and lets others find it.
+    """
+    try:
+        limit: Callable[[int], None] = ctypes.CDLL(None).omp_set_num_threads
+    except (OSError, AttributeError, TypeError):
+        return None
+    before = torch.get_num_threads()
+    try:
+        limit(1)
+        return limit if torch.get_num_threads() == 1 else None
+    finally:
+        limit(before)

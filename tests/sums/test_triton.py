@@ -366,9 +366,9 @@ def test_compiles_for_a_gpu():
 
 
 def test_a_logit_takes_few_instructions():
-    """While an H100's memory hands over a float32 logit, each multiprocessor has time for about 35 instructions.
+    """While the memory hands over a float32 logit, each multiprocessor has time for about 28 instructions.
 
-    It takes up 128 of them a cycle; 132 multiprocessors at 1.7 GHz, 3.3 TB/s.
+    It takes up 128 of them a cycle; 132 multiprocessors at 1.7 GHz, 4.1 TB/s as measured on an H200.
     """
     kernels = machine_code("steps")
     assert len(kernels) == 3 * 10
@@ -378,7 +378,7 @@ def test_a_logit_takes_few_instructions():
             assert row["instructions"] < 50, row
             assert row["exchanges"] < (2 if row["classes"] > 16 else 0.7), row
     fourteen = [row["instructions"] for row in kernels[: 3 * 6] if row.get("classes") == 14]
-    assert max(fourteen[:2]) < 35
+    assert max(fourteen[:2]) < 28
 
 
 def test_what_it_cannot_do_is_said_in_one_line(monkeypatch):

@@ -94,7 +94,8 @@ def _launch(
     block, vec, num_warps = tile(c_pad)
     # A thread's voxels lie in a row where it can read them at once, which Triton takes for granted only where every
     # class starts at a multiple of 16 elements. Otherwise a tile is shorter, so that a thread has as many sums to keep.
-    fold = vec if x.stride(2) == 1 and x.stride(1) % 16 == 0 else 1
+    is_row = x.stride(2) == 1
+    fold = vec if is_row and x.stride(1) % 16 == 0 else 1
     block = block * fold // vec
     options = {
         "num_voxels": num_voxels,
@@ -111,6 +112,7 @@ def _launch(
         "MASK": "none" if target.mask is None else "voxel" if target.mask.shape[1] == 1 else "channel",
         "C_PAD": c_pad,
         "BLOCK": block,
+        "VEC": vec if is_row else 1,
         "FOLD": fold,
         "num_warps": num_warps,
     }

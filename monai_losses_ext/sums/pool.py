@@ -1,0 +1,92 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A pool of threads for work that lets go of the interpreter's lock.
+
+Each thread is handed the same function, which takes pieces of the work from a list that all share until none is left.
+The caller works too, and never waits for a thread that has not begun: on a loaded machine that may take longer than
+the work. So calls may be nested, and several callers may share the threads.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+Work = Callable[[], None]
+
+
+class _Call:
+    """One call of :func:`spread`: tickets that threads may still take, and the answers of those that took one."""
+
+    def __init__(self, work: Work, tickets: int) -> None:
+        self.work = work
+        self.tickets = [None] * tickets
+        self.answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def take(self) -> bool:
+        try:
+            self.tickets.pop()  # by one thread at a time
+        except IndexError:
+            return False
+        return True
+
+    def help(self) -> None:
+        if not self.take():
+            return
+        try:
+            self.work()
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
+            self.answers.put(error)
+        else:
+            self.answers.put(None)
+
+
+class _Pool:
+    """Threads that wait for calls; as many as were ever asked for at once."""
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self.lock = threading.Lock()
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        with self.lock:
+            while self.size < size:
+                threading.Thread(target=self._wait, name=f"voxel_sums_{self.size}", daemon=True).start()
+                self.size += 1
+
+    def _wait(self) -> None:
+        while True:
+            self.calls.get().help()
+
+
+# By process: a forked child has its parent's memory, but none of its threads, and its locks as they were.
+_POOLS: dict[int, _Pool] = {}
+
+
+def spread(work: Work, threads: int) -> None:
+    """Run ``work`` in up to ``threads`` threads at once, this one among them, and return when all are done.
+
+    Raises:
+        BaseException: the first that any of them raised.
+    """
+    if threads <= 1:
+        work()
+        return
+    pool = _POOLS.get(os.getpid()) or _POOLS.setdefault(os.getpid(), _Pool())
+    if pool.size < threads - 1:
+        pool.grow(threads - 1)
+    call = _Call(work, threads - 1)
+    for _ in range(threads - 1):
+        pool.calls.put(call)
+    helpers = threads - 1
+    try:
+        work()
+    finally:
+        while call.take():
+            helpers -= 1
+        failures = [answer for answer in (call.answers.get() for _ in range(helpers)) if answer is not None]
+    if failures:
+        raise failures[0]

@@ -1,0 +1,86 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel is chosen where it was seen to give the right numbers: a compiler may fail, or not mean what it was told."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from monai_losses_ext.sums import terms as T  # noqa: N812
+from monai_losses_ext.sums.target import Target
+
+TOLERANCE = 1e-4
+_LOCK = threading.RLock()
+
+
+def proven(backend: ModuleType, device: str) -> bool:
+    """Tell whether a backend computes every kind of term as the definition does; where it does not, warn once.
+
+    The first call of a process compiles the kernels or reads them from their cache; threads that come at the same time
+    wait for it.
+
+    Args:
+        backend: a module with ``forward`` and ``backward``.
+        device: type of the device, such as ``cuda``.
+    """
+    with _LOCK:
+        return _proven(backend, device)
+
+
+@functools.cache
+def _proven(backend: ModuleType, device: str) -> bool:
+    name = backend.__name__.rpartition(".")[2]
+    try:
+        wrong = next((wrong for wrong in (_difference(backend, device, a) for a in T.ACTIVATIONS) if wrong), None)
+        reason = f"it gives other numbers than the definition for {wrong}" if wrong else None
+    except Exception as error:
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        # Compilers say where, quote the source, and say what last.
+        reason = f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") else lines[0]
+    if reason is not None:
+        message = f"voxel_sums: {name} does not work here ({reason}); the slower backend 'chunked' is used."
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return reason is None
+
+
+def _difference(backend: ModuleType, device: str, activation: str) -> str | None:
+    """Return what a backend computes otherwise than the definition, in words, or None."""
+    logits, target, terms = _problem(device, activation)
+    slopes = torch.linspace(-1, 2, len(terms) * 6, device=device).reshape(len(terms), 2, 3)
+    leaf = logits.clone()
+    with torch.autocast(device, enabled=False), torch.inference_mode(False):
+        expected, pull = torch.func.vjp(lambda x: T.reference_sums(x, target, terms, activation), leaf)
+        sums = backend.forward(logits, target, terms, activation)
+        gradient = backend.backward(slopes, logits, target, terms, activation)
+        for term, mine, right in zip(terms, sums, expected, strict=True):
+            if not torch.allclose(mine, right, rtol=TOLERANCE, atol=TOLERANCE):
+                return f"{term} of {activation}"
+        if not torch.allclose(gradient, pull(slopes)[0], rtol=TOLERANCE, atol=TOLERANCE):
+            return f"the gradient of {activation}"
+    return None
+
+
+def _problem(device: str, activation: str) -> tuple[Tensor, Target, tuple[str, ...]]:
+    """Return a small problem of every term: index labels for softmax, soft ones for the others; ignored voxels."""
+    shape = (2, 3, 5, 31)
+    count = torch.arange(2 * 3 * 5 * 31, device=device).reshape(shape)
+    values = ((count * 37 % 101).float() / 25 - 2).to(device)
+    distance = ((count * 53 % 97).float() / 20 - 2).to(device)
+    weight = ((count[:, :1] * 29 % 7).float() / 3).to(device)  # a seventh of the voxels does not count
+    label = count[:, :1] * 11 % 4  # 3 is ignored
+    terms = tuple(term for term in T.PLAIN_TERMS if activation == "sigmoid" or term not in T.SIGMOID_TERMS)
+    if activation == "none":
+        terms = tuple(term for term in terms if term not in T.LOG_TERMS)
+    else:
+        names = T.FOCAL_TERMS if activation == "sigmoid" else T.FOCAL_TERMS[:1]
+        terms += tuple(f"{name}:{gamma}" for name in names for gamma in (0.5, 2.0))
+    if activation == "softmax":
+        return values, Target(label, True, None, weight, distance, (3,)), terms
+    soft = (count * 17 % 23).float() / 22
+    return values, Target(soft, False, None, weight, distance, (), label != 3), terms
