@@ -118,8 +118,9 @@ def test_scripts_of_another_bundle_are_refused(bundle: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("file", sorted(path.stem for path in TEMPLATE.glob("configs/*.json*")))
-def test_any_file_can_be_read_outside_of_a_workflow(bundle: Path, file: str) -> None:
+def test_any_file_can_be_read_outside_of_a_workflow(bundle: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values that need no folder of the bundle resolve; with the bundle on the path all do that need no data."""
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun sets it
     parser = ConfigParser()
     before = ["train"] if "evaluate" in file or "multi_gpu" in file else []  # these are read behind it
     names = [*before, file.removesuffix(".json")]
