@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.utils import is_scalar
 
 from monai_losses_ext.distance import voxel_size
 from monai_losses_ext.errors import UserError, fail
@@ -70,6 +72,11 @@ def class_mask(volume: Any, value: int) -> Any:
     if value >= len(plain):
         raise fail("labels", f"must be channels of the one-hot volume, which has {len(plain)}", value)
     return plain[value] > 0.5
+
+
+def numeric(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return those of an engine's metrics that are single numbers, as Python's own."""
+    return {name: float(value) for name, value in metrics.items() if is_scalar(value) and not isinstance(value, str)}
 
 
 def is_last_iteration(engine: Engine) -> bool:

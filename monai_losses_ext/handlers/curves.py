@@ -16,7 +16,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from monai.utils import is_scalar
+
+from monai_losses_ext.handlers._engine import numeric
 
 # Title, name of the y axis, and a pattern; a metric belongs to the first panel whose pattern its name has.
 PANELS = (
@@ -79,9 +80,8 @@ class CurvePicture:
 
     def _record(self, engine: Engine, prefix: str) -> None:
         row = self.history.setdefault(engine.state.epoch, {})
-        for name, value in engine.state.metrics.items():
-            if is_scalar(value):
-                row[name if name.startswith(prefix) else prefix + name] = float(value)
+        for name, value in numeric(engine.state.metrics).items():
+            row[name if name.startswith(prefix) else prefix + name] = value
         if self.save:
             write_table(self.history, self.path.with_suffix(".csv"))
 

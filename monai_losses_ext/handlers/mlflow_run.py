@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from ignite.engine import Engine
 from monai.handlers import MLFlowHandler
-from monai.utils import flatten_dict, is_scalar
+from monai.utils import flatten_dict
 
 from monai_losses_ext.errors import fail
+from monai_losses_ext.handlers._engine import numeric
 from monai_losses_ext.handlers.mlflow_outbox import Outbox, close_outbox, outbox_of
 from monai_losses_ext.handlers.mlflow_store import briefly, release, sqlite_file
 from monai_losses_ext.handlers.stopping import at_stop
@@ -145,7 +146,7 @@ class ResumableMLFlowHandler(MLFlowHandler):
             self._outbox.add({"params": {name: str(value) for name, value in params.items()}})
 
     def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        values = {name: float(value) for name, value in flatten_dict(metrics).items() if is_scalar(value)}
+        values = numeric(flatten_dict(metrics))
         if self._outbox is not None and values:
             self._outbox.add({"metrics": values, "step": step or 0, "time": int(time.time() * 1000)})
 

@@ -27,7 +27,7 @@ from monai_losses_ext.metrics import class_metrics, foreground_labels, ignored_l
 
 # Okabe and Ito's palette, which color-blind readers can tell apart too, in the order that shows best on grey.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-# Of more classes, neighbors in the list differ in hue, and every third one in saturation and brightness.
+# Of more classes: saturation and brightness of three rings of hues.
 SHADES = ((0.95, 0.95), (0.5, 1.0), (0.9, 0.6))
 
 
@@ -226,6 +226,8 @@ def class_colors(count: int) -> list[str]:
     """Return a color for each class, no two alike."""
     if count <= len(COLORS):
         return list(COLORS[:count])
-    # The golden ratio keeps the hues of any number of neighbors apart.
-    hues = [(i * 0.618034) % 1 for i in range(count)]
-    return [to_hex(hsv_to_rgb((hue, *SHADES[i % len(SHADES)]))) for i, hue in enumerate(hues)]
+    n_hues = -(-count // len(SHADES))
+    # A stride through the circle of hues that meets each of them once, so that neighbors in the list are far apart.
+    stride = next(n for n in range(round(0.38 * n_hues), n_hues + 1) if math.gcd(n, n_hues) == 1)
+    places = [(i // len(SHADES) * stride % n_hues / n_hues, SHADES[i % len(SHADES)]) for i in range(count)]
+    return [to_hex(hsv_to_rgb((hue, *shade))) for hue, shade in places]

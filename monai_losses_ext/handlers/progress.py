@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.utils import is_scalar
 
 from monai_losses_ext.arguments import Limits, number
+from monai_losses_ext.handlers._engine import numeric
 
 MAX_SHOWN = 12  # metrics of a line; of more, only the means and totals
 
@@ -87,7 +87,7 @@ class ProgressLog:
 
 def shown_metrics(metrics: Mapping[str, Any]) -> str:
     """Return the metrics of a line; of many only the means and totals."""
-    values = {name: float(value) for name, value in metrics.items() if is_scalar(value)}
+    values = numeric(metrics)
     if len(values) > MAX_SHOWN:
         values = {name: value for name, value in values.items() if name in ("loss", "lr") or name.startswith("mean_")}
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no metrics"

@@ -93,5 +93,5 @@ class StopOnSignal:
         where, go_on = "", ""
         if state is not None and (state.max_epochs or 1) > 1:
             where = f" in epoch {state.epoch} of {state.max_epochs}"
-            go_on = " What was saved at the end of the epoch before is whole: --resume true goes on from there."
+            go_on = f" --resume true goes on with epoch {max(state.epoch, 1)}, from what was saved before it."
         return Interrupted(f"stopped by {signal.Signals(number).name}{where}.{go_on}", number)

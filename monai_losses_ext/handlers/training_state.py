@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -12,15 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_losses_ext.errors import UserError, describe, fail, one_of
+from monai_losses_ext.errors import UserError, describe, one_of
 from monai_losses_ext.handlers._difference import ABSENT, difference
-from monai_losses_ext.handlers.stopping import disk_full
-from monai_losses_ext.weights import check_finite
+from monai_losses_ext.handlers.state_file import (
+    check_readable,
+    check_weights_of_training,
+    load_state,
+    plain,
+    save_weights,
+    save_whole,
+)
 
 
 class TrainingState:
@@ -41,7 +44,7 @@ class TrainingState:
     Args:
         path: the file.
         objects: name -> what has ``state_dict()`` and ``load_state_dict()``: network, optimizer, scheduler, loss, ...
-        values: name -> number or text to keep beside them, such as the name of the run; see :func:`saved_value`.
+        values: name -> number or text to keep beside them, such as the name of the run.
         same: name -> what has to be the same in the training that is resumed, such as the number of epochs, on which
             the learning rate's schedule depends. Values may be nested dictionaries and lists.
         resume: whether to go on from the file when the training starts.
@@ -49,7 +52,7 @@ class TrainingState:
 
     Raises:
         UserError: when the training starts, where the file is of another training, with the first value that differs;
-            where a value could be saved but not be read again, since :func:`load_state` takes no code from a file;
+            where a value could be saved but not be read again, since reading a state runs no code from the file;
             when an epoch ends, where weights are not finite or the disk is full.
     """
 
@@ -64,8 +67,8 @@ class TrainingState:
     ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
-        self.values = _plain(values or {})
-        self.same = _plain(same or {})
+        self.values = plain(values or {})
+        self.same = plain(same or {})
         self.resume = resume
         self.save = save
 
@@ -98,8 +101,8 @@ class TrainingState:
         scaler = getattr(engine, "scaler", None)
         return {
             "trainer": {"epoch": engine.state.epoch, "iteration": engine.state.iteration},
-            "scaler": None if scaler is None else _plain(scaler.state_dict()),
-            "objects": {name: _plain(item.state_dict()) for name, item in self.objects.items()},
+            "scaler": None if scaler is None else plain(scaler.state_dict()),
+            "objects": {name: plain(item.state_dict()) for name, item in self.objects.items()},
             "values": self.values,
             "same": self.same,
         }
@@ -209,94 +212,3 @@ class FinalModel:
 
     def _save(self, engine: Engine) -> None:
         save_weights(self.network, self.path)
-
-
-def check_readable(state: Mapping[str, Any]) -> None:
-    """Check that :func:`load_state` will be able to read what is about to be saved.
-
-    Raises:
-        UserError: with the first entry that it could not.
-    """
-    for part in ("objects", "values", "same"):
-        for name, value in state[part].items():
-            buffer = io.BytesIO()
-            try:
-                torch.save(value, buffer)
-                torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
-            except Exception:
-                rule = "must consist of tensors, numbers and texts, so that the training can be resumed"
-                raise fail(f"TrainingState: {part}: {name}", rule, value) from None
-
-
-def check_weights_of_training(state: Mapping[str, Any], name: str) -> None:
-    """Check that the weights of what is trained can be saved: see :func:`monai_losses_ext.weights.check_finite`."""
-    hint = " The training has diverged; what was saved before is whole. Give a smaller --optimizer#lr."
-    check_finite(state, f"training: the weights of the {name}", hint)
-
-
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's bare ``state_dict``; see :func:`save_whole`.
-
-    Raises:
-        UserError: for weights that are NaN or infinite, and where the disk is full.
-    """
-    state = network.state_dict()
-    check_weights_of_training(state, "network")
-    save_whole(state, path)
-
-
-def save_whole(content: Any, path: Path) -> None:
-    """Write a file with ``torch.save`` so that a crash or a full disk leaves the former one as it was.
-
-    Raises:
-        UserError: where it cannot be written.
-    """
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        # torch.save turns the error of a write into a RuntimeError of its own.
-        causes = (error, error.__cause__, error.__context__)
-        reason = next((cause for cause in causes if isinstance(cause, OSError)), None)
-        if reason is None:
-            raise
-        raise disk_full(reason, path) from None
-
-
-def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :class:`TrainingState` wrote.
-
-    Raises:
-        UserError: if there is no such file or it is no such state.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"resume: there is no training to resume at {path}. Train without --resume.") from None
-    except Exception as error:
-        raise UserError(f"resume: {path} cannot be read ({describe(str(error))}).") from None
-    if not isinstance(state, dict) or set(state) != {"trainer", "scaler", "objects", "values", "same"}:
-        raise UserError(f"resume: {path} holds no state of a training.")
-    return state
-
-
-def saved_value(path: str | os.PathLike[str], name: str) -> Any:
-    """Return one of the values that :class:`TrainingState` kept in its file."""
-    return load_state(path)["values"][name]
-
-
-def _plain(state: Any) -> Any:
-    """Return a state with Python's own types, as ``torch.load(weights_only=True)`` refuses most others."""
-    if isinstance(state, np.generic):
-        return state.item()
-    if isinstance(state, Mapping):
-        return {key: _plain(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(map(_plain, state)) if type(state) in (list, tuple) else [*map(_plain, state)]
-    return state

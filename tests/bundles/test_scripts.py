@@ -104,7 +104,8 @@ from monai_losses_ext.engine import RunningConfig, check_data, check_processes
 from monai_losses_ext.distributed import own_device
 from monai_losses_ext.errors import UserError
 from monai_losses_ext.handlers import ScheduledTrainer, WeightSchedule
-config = ConfigParser({"c": {"_target_": "monai_losses_ext.engine.RunningConfig"}, "epoch": 1}).get_parsed_content("c")
+parser = ConfigParser({"c": {"_target_": "monai_losses_ext.engine.RunningConfig"}, "epoch": 1})
+config = parser.get_parsed_content("c")
 mistakes = [lambda: get_loss("dise"), lambda: check_data("/nowhere"), lambda: check_processes(1, 2), own_device,
             lambda: WeightSchedule(torch.nn.Identity(), {}), config.check]
 for mistake in mistakes:

@@ -33,7 +33,7 @@ def test_what_the_error_recommends_trains(task: Task) -> None:
     for patch in ([1, 1, 1], [16, 16, 16], product, [n + 1 for n in product]):
         try:
             check_patch(patch, network["strides"], network)
-        except UserError as error:
+        except UserError as error:  # noqa: PERF203
             found = re.search(r"Try \[(\d+), (\d+), (\d+)\]\.$", str(error))
             assert found is not None
             recommended = [int(n) for n in found.groups()]

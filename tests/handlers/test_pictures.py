@@ -182,3 +182,35 @@ def test_flat_images(affine: np.ndarray | None, tmp_path: Path) -> None:
     assert plane.image.shape == (16, 20)
     pictures.draw_cases([pictures.ShownCase("flat", [1.0], [plane])], ["a"], 4, tmp_path / "flat.png")
     assert count_pixels(tmp_path / "flat.png", pictures.COLORS[0]) > 100
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 41, 118])
+def test_no_two_classes_have_one_color(count: int) -> None:
+    colors = np.array([to_rgb(color) for color in pictures.class_colors(count)])
+    apart = np.abs(colors[:, None] - colors[None]).max(axis=-1) + np.eye(count)
+    assert apart.min() > 0.04
+
+
+def test_picture_of_an_evaluation_is_another_than_that_of_a_training(
+    write_case: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    cases = [write_case(f"case_{n}", volume(n), volume(8), np.eye(4)) for n in (3, 4, 5)]
+    trained = PredictionPicture(tmp_path / "predictions.png", LABELS)
+    evaluated = PredictionPicture(tmp_path / "evaluation.png", LABELS, n_cases=3, with_scores=True)
+    run(cases, [trained, evaluated])
+    first, second = (png.imread(tmp_path / name) for name in ("predictions.png", "evaluation.png"))
+    assert second.shape[0] > first.shape[0] + 200  # the scores of all cases
+    assert [case.scores[0] for case in evaluated.cases] == pytest.approx([2 * n / (n + 8) for n in (3, 4, 5)])
+
+
+def test_nothing_is_drawn_where_the_class_is_not_known(
+    write_case: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    label = volume(8)
+    label[6:] = 255
+    picture = PredictionPicture(tmp_path / "predictions.png", LABELS, ignore_label=255)
+    run([write_case("case", volume(8), label, np.eye(4))], [picture])
+    (case,) = picture.cases
+    assert case.dice == 1.0
+    for plane in case.planes:
+        np.testing.assert_array_equal(plane.prediction, plane.reference)

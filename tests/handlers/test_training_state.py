@@ -22,7 +22,7 @@ from torch import nn
 from monai_losses_ext.data.seeded import SeededCacheDataset
 from monai_losses_ext.errors import UserError
 from monai_losses_ext.handlers import BestModel, EpochSeed, FinalModel, ResumableMLFlowHandler, TrainingState
-from monai_losses_ext.handlers.training_state import load_state, save_whole
+from monai_losses_ext.handlers.state_file import load_state, save_whole
 
 
 class Trainer:
