@@ -219,7 +219,7 @@ def _download(arguments: argparse.Namespace) -> int:
 def _render(arguments: argparse.Namespace) -> int:
     from monai_losses_ext import bundlekit
 
-    for path in bundlekit.render(_writable(arguments.out)):
+    for path in bundlekit.render(arguments.out):
         print(path)
     return 0
 

@@ -23,8 +23,9 @@ from monai.apps import DecathlonDataset
 from monai_losses_ext.bundlekit.memory import training_memory_gb
 from monai_losses_ext.bundlekit.overlays import CONFIGS, generated_configs, with_losses
 from monai_losses_ext.data.tasks import Task, read_tasks
-from monai_losses_ext.errors import fail
+from monai_losses_ext.errors import UserError, fail
 from monai_losses_ext.extras import need
+from monai_losses_ext.files import why_unwritable
 from monai_losses_ext.shipped import OF_RUNS
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ def render(out: str | Path = "bundles") -> list[Path]:
     Raises:
         UserError: outside a checkout of the project, or without the packages of the extra ``bundles``.
     """
-    files = _all_files(Path(out))
+    out = Path(out).expanduser()
+    files = _all_files(out)  # refuses what is no checkout, before anything is made
+    if reason := why_unwritable(out):
+        raise UserError(f"out: must be a folder that can be written to ({reason}); got {out}.")
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")

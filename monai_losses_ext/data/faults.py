@@ -64,8 +64,7 @@ def make_rules(
     Raises:
         UserError: one line, for values that are no whole numbers, or a class that there is not.
     """
-    single = ignore_label is None or isinstance(ignore_label, (int, str))
-    given = [] if ignore_label is None else [ignore_label] if single else list(ignore_label)  # type: ignore[arg-type]
+    given = ignore_label if isinstance(ignore_label, (list, tuple)) else [] if ignore_label is None else [ignore_label]
     try:
         ignored = frozenset(map(_whole, given))
     except ValueError:

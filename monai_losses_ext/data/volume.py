@@ -12,13 +12,15 @@ import gzip
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from monai.data.utils import correct_nifti_header_if_necessary
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger
 from nibabel.nifti1 import Nifti1Pair
 
 from monai_losses_ext.data.shapes import Array
@@ -28,6 +30,8 @@ CHUNK = 1 << 20  # bytes
 LEAST_EDGE_MM = 1e-6
 LEAST_VOLUME = 1e-6  # of a voxel with unit edges: less, and its edges lie in one plane
 FORMS_MAY_DIFFER = 0.1  # of a voxel's shortest edge: what rounding and quaternions leave between sform and qform
+
+FORMS = ("sform", "qform")
 
 Path = str | os.PathLike[str]
 
@@ -54,13 +58,12 @@ def read(path: Path) -> Volume | str:
         The volume; or why a training cannot use the file, in words that continue "<file> ...".
     """
     try:
-        with LoggingOutputSuppressor():  # NiBabel logs what it raises too
+        with _silent():
             image = _load(path)
-            note = _about_forms(image)
+            affine, note = _place(image)
             if _is_gzip(path):
                 image = type(image).from_stream(io.BytesIO(_unpacked(path, image, keep=True)))
-            voxels = np.asanyarray(image.dataobj)
-            return Volume(voxels, _affine(image), note)
+            return Volume(np.asanyarray(image.dataobj), affine, note)
     except Exception as error:
         return _reason(error, path)
 
@@ -76,8 +79,8 @@ def file_fault(path: Path) -> str | None:
 
 def place_note(path: Path) -> str:
     """Return what to know of the place of a file that can be used, or nothing: its sform and qform may disagree."""
-    with LoggingOutputSuppressor():
-        return _about_forms(nib.load(path))
+    with _silent():
+        return _place(nib.load(path))[1]
 
 
 def affine_fault(affine: Array) -> str | None:
@@ -105,11 +108,11 @@ def displacement_mm(shape: tuple[int, ...], one: Array, other: Array) -> float:
 @cache  # a case that is not cached is loaded again in each epoch
 def _file_fault(path: str, size: int, modified_ns: int) -> str | None:
     try:
-        with LoggingOutputSuppressor():
+        with _silent():
             image = _load(path)
             if _is_gzip(path):
                 _unpacked(path, image, keep=False)
-            _affine(image)
+            _place(image)
     except Exception as error:
         return _reason(error, path)
     return None
@@ -162,27 +165,37 @@ def _is_gzip(path: Path) -> bool:
     return os.fspath(path).lower().endswith(".gz")
 
 
-def _affine(image: Any) -> Array:
-    """Return where MONAI's reader sees an image."""
-    affine: Array = np.array(correct_nifti_header_if_necessary(image).affine)
+def _place(image: Any) -> tuple[Array, str]:
+    """Return where MONAI's reader sees an image, and what to know where its sform and qform disagree."""
+    told, coded = np.array(image.affine), [name for name in FORMS if image.header[f"{name}_code"]]
+    forms = {"sform": image.get_sform(), "qform": image.get_qform()} if len(coded) == 2 else {}
+    affine: Array = np.array(correct_nifti_header_if_necessary(image).affine)  # which changes the image's header
     if what := affine_fault(affine):
         raise _UnusableError(what)
-    return affine
+    if len(image.shape) < 3:
+        return affine, ""
+    shape, most = image.shape[:3], FORMS_MAY_DIFFER * float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    apart = displacement_mm(shape, forms["sform"], forms["qform"]) if forms else 0.0
+    if not apart <= most:
+        read = min(forms, key=lambda name: displacement_mm(shape, affine, forms[name]))
+        return affine, f"sform and qform disagree by {apart:.3g} mm, and MONAI reads the {read}"
+    away = displacement_mm(shape, affine, told)
+    if away > most:
+        return (
+            affine,
+            f"MONAI reads it {away:.3g} mm from where its affine puts it, as the voxel size is another",
+        )
+    return affine, ""
 
 
-def _about_forms(image: Any) -> str:
-    """Return by how much sform and qform disagree and which one MONAI reads; nothing where they agree."""
-    header = image.header
-    if not (header["sform_code"] and header["qform_code"]) or len(image.shape) < 3:
-        return ""
-    sform, qform = image.get_sform(), image.get_qform()
-    apart = displacement_mm(image.shape[:3], sform, qform)
-    if apart <= FORMS_MAY_DIFFER * np.linalg.norm(sform[:3, :3], axis=0).min():
-        return ""
-    copy = type(image)(image.dataobj, None, header.copy())  # MONAI corrects the header in place
-    seen = correct_nifti_header_if_necessary(copy).affine
-    ends = {name: displacement_mm(image.shape[:3], seen, form) for name, form in (("sform", sform), ("qform", qform))}
-    return f"sform and qform disagree by {apart:.3g} mm, and MONAI reads the {min(ends, key=lambda name: ends[name])}"
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep NiBabel from logging what it raises too."""
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -9,7 +9,6 @@ is always there. Both measure from voxel center to voxel center, and neither cou
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import torch
 from scipy import ndimage
 
 from monai_losses_ext import _fallback, errors
+from monai_losses_ext.extras import is_installed
 
 BACKENDS = ("auto", "numba", "scipy", "triton")
 
@@ -31,21 +31,17 @@ def resolve(backend: str, device: torch.device) -> str:
     """Return the backend that does the work: ``auto`` is the fastest that works for labels on this device.
 
     Raises:
-        ValueError: for an unknown backend, or one that is not installed.
+        UserError: for an unknown backend, or one that is not installed.
     """
     errors.one_of("distance backend", backend, BACKENDS)
-    if backend == "auto" and device.type == "cuda" and _installed("triton") and _triton_works():
+    if backend == "auto" and device.type == "cuda" and is_installed("triton") and _triton_works():
         return "triton"
     if backend == "auto":
-        return "numba" if _installed("numba") and _numba_works() else "scipy"
-    if backend in ("numba", "triton") and not _installed(backend):
+        return "numba" if is_installed("numba") and _numba_works() else "scipy"
+    if backend in ("numba", "triton") and not is_installed(backend):
         what = "monai_losses_ext[fast]" if backend == "numba" else backend
         raise errors.fail("distance backend", "must be installed", backend, f" pip install {what}, or take 'scipy'.")
     return backend
-
-
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 @functools.cache

@@ -16,15 +16,16 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from numba import from_dtype, njit, types
 from numpy.typing import NDArray
+
+from monai_losses_ext.sums import pool
+from monai_losses_ext.sums.numba.cache import compiled
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., None]
@@ -217,11 +218,7 @@ def _spread(work: Callable[[int, int], None], number: int, voxels: int) -> None:
         while (i := next(counter)) < pieces:
             work(number * i // pieces, number * (i + 1) // pieces)
 
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(take) for _ in range(threads - 1)]
-        take()
-    for other in others:
-        other.result()
+    pool.spread(take, threads)
 
 
 def _kernels(dtype: np.dtype[Any]) -> tuple[Kernel, Kernel]:
@@ -231,18 +228,7 @@ def _kernels(dtype: np.dtype[Any]) -> tuple[Kernel, Kernel]:
 
 @functools.cache
 def _compiled(dtype: np.dtype[Any]) -> tuple[Kernel, Kernel]:
-    try:
-        return _build(dtype, cache=True)
-    except Exception as error:
-        # No folder that can be written to, a torn file, a full disk: a training does not end because of a cache.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(
-            f"distance: the compiled CPU kernels cannot be kept or read ({reason}); each process compiles them. "
-            "NUMBA_CACHE_DIR names a folder for them.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return _build(dtype, cache=False)
+    return compiled("distance", lambda cache: _build(dtype, cache))
 
 
 def _build(dtype: np.dtype[Any], cache: bool) -> tuple[Kernel, Kernel]:
@@ -250,7 +236,7 @@ def _build(dtype: np.dtype[Any], cache: bool) -> tuple[Kernel, Kernel]:
 
     def build(kernel: Kernel, axes: int) -> Kernel:
         volumes = (types.Array(kind, axes, "C") for kind in (from_dtype(dtype), types.float32))
-        compiled: Kernel = njit([types.void(*volumes, *rest)], cache=cache, **OPTIONS)(kernel)
-        return compiled
+        compiled_kernel: Kernel = njit([types.void(*volumes, *rest)], cache=cache, **OPTIONS)(kernel)
+        return compiled_kernel
 
     return build(along_rows, 2), build(along_columns, 3)

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from monai_losses_ext import arguments
 from monai_losses_ext.distance import signed_distance, voxel_size
-from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of, divisor
+from monai_losses_ext.losses.base import (
+    ClassWeights,
+    Positive,
+    Reduction,
+    Sums,
+    VoxelLoss,
+    activation_of,
+    divisor,
+    mean,
+)
 from monai_losses_ext.sums.target import IgnoreIndex, Target
 
 
@@ -165,4 +174,4 @@ class BoundaryLoss(VoxelLoss):
             values = values.mean(0)
         if self.reduction == "none":
             return values
-        return values.mean() if self.reduction == "mean" else values.sum()
+        return mean(values) if self.reduction == "mean" else values.sum()

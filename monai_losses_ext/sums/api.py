@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+import importlib
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -13,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_losses_ext import _fallback
 from monai_losses_ext.errors import fail, one_of
-from monai_losses_ext.sums import chunked, terms
+from monai_losses_ext.extras import is_installed
+from monai_losses_ext.sums import chunked, proof, terms
 from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 # auto: the fastest that the device has. reference: the definition itself, with volume-sized temporaries.
-BACKENDS = ("auto", "chunked", "triton", "reference")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+BACKENDS = ("auto", "chunked", "numba", "triton", "reference")
+HAS_NUMBA = is_installed("numba")
+HAS_TRITON = is_installed("triton")
 TRITON_MAX_CLASSES = 256
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -74,7 +74,7 @@ def voxel_sums(
 
 def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: str, backend: str = "auto") -> Tensor:  # noqa: A002
     """Return the sums of checked arguments as one tensor, ``[T, B, C]`` in the order of the terms."""
-    logits = plain(input)
+    logits = input if type(input) is Tensor else plain(input)
     if logits.ndim == 2:  # one voxel per sample
         logits, target = logits.unsqueeze(2), target.part((..., None))
     if backend == "reference":
@@ -95,35 +95,34 @@ def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: 
 
 def _resolved(backend: str, logits: Tensor) -> str:
     """Return the backend for this input; what was asked for by name is that or an error."""
-    fits = logits.shape[1] <= TRITON_MAX_CLASSES and logits.dtype in KERNEL_DTYPES
+    if backend not in BACKENDS:
+        one_of("backend", backend, BACKENDS)
+    on_cpu, few = logits.device.type == "cpu", logits.shape[1] <= TRITON_MAX_CLASSES
     if backend == "auto":
-        return "auto" if logits.is_cuda and HAS_TRITON and fits else "chunked"
-    if backend == "triton" and not HAS_TRITON:
-        raise fail("backend", "'triton' is not installed (pip install triton)", backend, " Take 'chunked'.")
-    if backend == "triton" and not fits:
-        got = f"{logits.shape[1]} classes of {str(logits.dtype).removeprefix('torch.')}"
-        rule = f"'triton' takes up to {TRITON_MAX_CLASSES} classes of float16, bfloat16 or float32"
+        has_kernels = HAS_NUMBA if on_cpu else HAS_TRITON and logits.is_cuda and few
+        return "auto" if has_kernels and logits.dtype in KERNEL_DTYPES else "chunked"
+    installed = {"numba": HAS_NUMBA, "triton": HAS_TRITON}.get(backend, True)
+    if not installed:
+        raise fail("backend", f"{backend!r} is not installed (pip install {backend})", backend, " Take 'chunked'.")
+    fits = logits.dtype in KERNEL_DTYPES and (on_cpu if backend == "numba" else few)
+    if backend in ("numba", "triton") and not fits:
+        got = f"{logits.shape[1]} classes of {str(logits.dtype).removeprefix('torch.')} on {logits.device.type}"
+        limits = "on a CPU" if backend == "numba" else f"of up to {TRITON_MAX_CLASSES} classes"
+        rule = f"{backend!r} takes float16, bfloat16 or float32 {limits}"
         raise fail("backend", rule, got, " Take 'chunked'.")
     return backend
 
 
-def _module(backend: str) -> ModuleType:
-    if backend == "chunked" or (backend == "auto" and not _triton_works()):
+def _module(backend: str, logits: Tensor, target: Target, terms_: list[str], activation: str) -> ModuleType:
+    """Return the backend that computes this: where ``auto`` may choose, kernels that were seen to be right."""
+    name = ("numba" if logits.device.type == "cpu" else "triton") if backend == "auto" else backend
+    if name == "chunked":
         return chunked
-    from monai_losses_ext.sums import triton  # only where it is installed
-
-    return triton
-
-
-@functools.cache
-def _triton_works() -> bool:
-    def attempt() -> None:
-        logits, label = torch.zeros(1, 2, 1, device="cuda"), torch.zeros(1, 1, 1, dtype=torch.uint8, device="cuda")
-        kernels, target = _module("triton"), Target(label, is_index=True)
-        sums = kernels.forward(logits, target, ["pred"], "softmax")
-        kernels.backward(sums, logits, target, ["pred"], "softmax")
-
-    return _fallback.works("voxel_sums: Triton", attempt, "the slower backend 'chunked' is used.")
+    module = importlib.import_module(f"monai_losses_ext.sums.{name}")  # only where it is installed
+    if backend == "auto" and not proof.proven(module, logits.device.type):
+        return chunked
+    supports = getattr(module, "supports", None)
+    return module if supports is None or supports(logits, target, terms_, activation) else chunked
 
 
 # A custom operator rather than an autograd.Function: torch.compile keeps it whole instead of tracing into it.
@@ -142,7 +141,8 @@ def _voxel_sums(
 ) -> Tensor:
     target = Target(label, is_index, None, weight, distance, tuple(ignored), mask)
     with torch.autocast(logits.device.type, enabled=False):
-        return _module(backend).forward(logits, target, term_list.split(","), activation)
+        names = term_list.split(",")
+        return _module(backend, logits, target, names, activation).forward(logits, target, names, activation)
 
 
 @torch.library.custom_op("monai_losses_ext::voxel_sums_backward", mutates_args=())
@@ -161,7 +161,9 @@ def _voxel_sums_backward(
 ) -> Tensor:
     target = Target(label, is_index, None, weight, distance, tuple(ignored), mask)
     with torch.autocast(logits.device.type, enabled=False):
-        return _module(backend).backward(grad_sums, logits, target, term_list.split(","), activation)
+        names = term_list.split(",")
+        module = _module(backend, logits, target, names, activation)
+        return module.backward(grad_sums, logits, target, names, activation)
 
 
 @_voxel_sums.register_fake

@@ -35,7 +35,7 @@ def _process_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a fresh rendering of the hippocampus bundle, so that nothing lands in the checkout."""
-    out = tmp_path_factory.mktemp("rendered")
+    out = tmp_path_factory.mktemp("rendered") / "bundles"
     render(out)
     return out / "msd_hippocampus_mri_segmentation"
 

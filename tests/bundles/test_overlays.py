@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,58 @@ def test_every_overlay_resolves_on_every_bundle(task: Task) -> None:
 
 def test_every_loss_has_an_overlay_that_swaps_the_class_of_any_bundles_loss() -> None:
     compounds = {"dice_focal_boundary", "compound_learnable"}
-    assert {Path(name).stem for name in LOSSES} == set(BY_NAME) - {"compound", "log_hausdorff_dt"} | compounds
+    assert {Path(name).stem for name in LOSSES} == set(BY_NAME) - {"compound"} | compounds
     for name in LOSSES:
         assert content(name)["loss#_target_"] == "monai_losses_ext.get_loss"
         assert content(name)["+loss"] == {"config": "@loss_config", "device": "@device"}
+
+
+# A loss of the zoo's kind, its number of channels, and the channels that hold foreground.
+HEADS = {
+    "softmax": ({"_target_": "DiceLoss", "to_onehot_y": True, "softmax": True}, 3, [1, 2]),
+    "regions": ({"_target_": "DiceLoss", "sigmoid": True}, 3, [0, 1, 2]),
+    "binary sigmoid": ({"_target_": "DiceLoss", "sigmoid": True}, 1, [0]),
+    "binary softmax": ({"_target_": "DiceLoss", "to_onehot_y": True, "softmax": True}, 2, [1]),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_foreground_channel_is_trained(name: str, head: str) -> None:
+    """None is left out as background that is none, nor gets a hundredth of what another one gets."""
+    flags, channels, foreground = HEADS[head]
+    parser = ConfigParser({"loss": flags, "device": "cpu", "network": "$torch.nn.Identity()"})
+    overlay = {key: value for key, value in content(name).items() if key.removeprefix("+").startswith("loss")}
+    parser.update({key: value for key, value in overlay.items() if not key.startswith("+")})
+    parser["loss"] = {**parser["loss"], **overlay["+loss"]}
+    labels = torch.zeros(2, 1, 12, 12, 12)
+    labels[:, :, 2:7, 2:7, 2:7] = 1
+    labels[:, :, 7:10, 3:8, 4:9] = min(2, max(channels - 1, 1))
+    if "sigmoid" in flags:  # overlapping regions of like size
+        labels = torch.cat([labels > 0, labels > 0, labels == 1][:channels], dim=1).float()
+    logits = torch.randn(2, channels, 12, 12, 12, generator=torch.manual_seed(0)).requires_grad_()
+    loss = parser.get_parsed_content("loss")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # voxels without an affine count as 1 mm
+        loss(logits, labels).backward()
+    assert logits.grad is not None
+    gradients = logits.grad.abs().sum(dim=(0, 2, 3, 4))[foreground]
+    assert (gradients > 0.1 * gradients.max()).all(), gradients
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_overlay_says_whether_the_background_counts(name: str) -> None:
+    """That is the bundle's to say, where it has a background."""
+    assert "include_background" not in json.dumps(content(name))
+
+
+def test_bundles_own_weights_are_kept() -> None:
+    parser = ConfigParser({"device": "cpu"})
+    parser["loss"] = {"_target_": "DiceCELoss", "softmax": True, "lambda_dice": 0.3, "lambda_ce": 0.6}
+    overlay = content("losses/dice_ce.json")
+    parser["loss_config"] = overlay["loss_config"]
+    parser["loss"] = {**parser["loss"], **overlay["+loss"], "_target_": overlay["loss#_target_"]}
+    assert parser.get_parsed_content("loss").get_weights() == {"dice": 0.3, "cross_entropy": 0.6}
 
 
 def miniature(task: Task, out: Path, *overlays: str, **overrides: Any) -> ConfigWorkflow:

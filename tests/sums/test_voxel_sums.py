@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import oracles
@@ -16,79 +15,12 @@ import torch
 from monai.data import MetaTensor
 from voxel_problems import problem, terms_of, value_and_gradient
 
-from monai_losses_ext.sums import chunked, voxel_sums
+from monai_losses_ext.sums import terms, voxel_sums
+from monai_losses_ext.sums.api import HAS_NUMBA
 from monai_losses_ext.sums.terms import focal
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}
-SHAPES = [(7,), (5, 6), (3, 4, 5)]
-
-CASES = [
-    case
-    for case in product(("softmax", "sigmoid", "none"), ("index", "one_hot", "soft"), (None, 1, 255), (1, 2, 4), SHAPES)
-    if case[3] > 1 or (case[1] != "index" and case[0] != "softmax")
-]
-
-
-@pytest.mark.parametrize(("activation", "kind", "ignore", "num_classes", "shape"), CASES)
-def test_chunks_equal_the_definition(monkeypatch, activation, kind, ignore, num_classes, shape):
-    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 7)  # many chunks, the last one shorter
-    data = problem(activation, kind, ignore, num_classes, shape)
-    sums, gradient = value_and_gradient(*data, activation, ignore, "chunked")
-    expected, expected_gradient = value_and_gradient(*data, activation, ignore, "reference")
-    for term in sums:
-        torch.testing.assert_close(sums[term], expected[term], rtol=1e-10, atol=1e-10, msg=term)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("ignore", [None, 1, 255])
-@pytest.mark.parametrize("kind", ["index", "one_hot", "soft"])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_several_samples_in_a_chunk_equal_the_definition(monkeypatch, activation, kind, ignore, channels_last):
-    x, target, phi = problem(activation, kind, ignore, 3, (4, 5, 6), batch=5)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 3 * 120)  # 2, 2 and 1 sample
-    x = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
-    sums, gradient = value_and_gradient(x, target, phi, activation, ignore, "chunked")
-    expected, expected_gradient = value_and_gradient(x, target, phi, activation, ignore, "reference")
-    for term in sums:
-        torch.testing.assert_close(sums[term], expected[term], rtol=1e-10, atol=1e-10, msg=term)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("threads", "shape", "samples"),
-    [
-        (2, (2, 3, 32, 48, 32), 2),
-        (2, (9, 3, 32, 48, 32), 2),
-        (4, (2, 3, 32, 48, 32), 1),  # a sample is enough for four threads
-        (64, (32, 2, 64, 64), 32),  # 64 threads have little to do with all of them
-        (8, (40, 2, 512, 512), 1),
-        (2, (2, 3, 96, 96, 96), 1),
-        (2, (0, 3, 8, 8), 1),
-        (2, (3, 2, 0, 8), 3),
-    ],
-)
-def test_as_many_samples_in_a_chunk_as_keep_the_threads_busy(monkeypatch, threads, shape, samples):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert chunked._chunk_size(torch.empty(1).expand(shape))[0] == samples
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("kind", ["index", "soft"])
-def test_lower_precision_against_float64(dtype, activation, kind):
-    x, target, phi = problem(activation, kind, None, 3, (9, 8, 7), dtype)
-    sums, gradient = value_and_gradient(x, target, phi, activation, None, "chunked")
-    expected, expected_gradient = value_and_gradient(x.double(), target, phi, activation, None, "reference")
-    tolerance = TOLERANCE[dtype]
-    for term, value in sums.items():
-        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(value.double(), expected[term], rtol=tolerance, atol=10 * tolerance, msg=term)
-    assert gradient.dtype == dtype
-    rounding = 0 if dtype == torch.float64 else torch.finfo(dtype).eps
-    error = (gradient.double() - expected_gradient).norm() / expected_gradient.norm()
-    assert error < max(tolerance, rounding)
+# What runs on this machine's CPU, whatever auto would choose; the table of parity is in test_parity.py.
+CPU = ["chunked", "numba"] if HAS_NUMBA else ["chunked"]
 
 
 def test_definition_against_loops():
@@ -107,14 +39,15 @@ def test_definition_against_loops():
         assert sums["focal:2.0"][0, c].item() == pytest.approx(oracles.focal_softmax(p[c], g, ones, 2.0), abs=1e-12)
 
 
+@pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("kind", ["index", "dense"])
-def test_a_large_volume_is_exact(kind):
+def test_a_large_volume_is_exact(kind, backend):
     p, side = 0.1, 128
     logits = torch.zeros(1, 2, side, side, side)
     logits[:, 1] = math.log(p / (1 - p))
     target = torch.ones(1, 1, side, side, side, dtype=torch.uint8)
     target = target if kind == "index" else torch.cat([1 - target, target], 1)
-    sums = voxel_sums(logits, target, ["tp", "pred", "ce", "ref"])
+    sums = voxel_sums(logits, target, ["tp", "pred", "ce", "ref"], backend=backend)
     number = side**3
     assert sums["tp"][0, 1].item() == pytest.approx(p * number, rel=1e-6)
     assert sums["pred"][0].tolist() == pytest.approx([(1 - p) * number, p * number], rel=1e-6)
@@ -127,7 +60,7 @@ def test_gradcheck_for_every_term(activation):
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     labels, phi = torch.randint(0, 3, (2, 4)), torch.randn(2, 3, 4, dtype=torch.float64)
     terms = terms_of(activation)
-    assert torch.autograd.gradcheck(lambda x: tuple(voxel_sums(x, labels, terms, activation, None, phi).values()), x)
+    assert torch.autograd.gradcheck(lambda x: tuple(voxel_sums(x, {"label": labels, "distance": phi}, terms, activation).values()), x)
 
 
 def test_differentiable_twice_by_the_definition_alone():
@@ -145,43 +78,46 @@ def test_differentiable_twice_by_the_definition_alone():
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("target_kind", ["index", "dense"])
-def test_layouts_give_the_same_numbers(target_kind):
+def test_layouts_give_the_same_numbers(target_kind, backend):
     x = torch.randn(2, 3, 6, 5, 4)
     labels = torch.randint(0, 3, (2, 6, 5, 4))
     target = labels if target_kind == "index" else torch.stack([labels == c for c in range(3)], 1).float()
-    expected, gradient = value_and_gradient(x, target, x, "softmax", None, "chunked")
+    expected, gradient = value_and_gradient(x, target, x, "softmax", None, backend)
     wide = torch.zeros(2, 3, 6, 5, 8)
     wide[..., ::2] = x
     layouts = [x.to(memory_format=torch.channels_last_3d), wide[..., ::2], MetaTensor(x)]
     for layout in layouts:
-        sums, other = value_and_gradient(layout, target, x, "softmax", None, "chunked")
+        sums, other = value_and_gradient(layout, target, x, "softmax", None, backend)
         for term, value in sums.items():
             assert type(value) is torch.Tensor
             torch.testing.assert_close(value, expected[term], rtol=1e-6, atol=1e-5)
         torch.testing.assert_close(torch.as_tensor(other), gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_focal_gradient_of_confident_voxels(gamma):
+def test_focal_gradient_of_confident_voxels(gamma, backend):
     """Where p rounds to 1, (1 - p)^(gamma - 1) must not meet a 1 - p of zero or less."""
     x = torch.randn(1, 2, 5000) * 20 + torch.linspace(-60, 60, 5000)
     labels = x.argmax(1)
     gradients = []
-    for logits, backend in ((x, "chunked"), (x.double(), "reference")):
+    for logits, backend in ((x, backend), (x.double(), "reference")):
         logits = logits.clone().requires_grad_()
         voxel_sums(logits, labels, [focal(gamma)], backend=backend)[focal(gamma)].sum().backward()
         gradients.append(logits.grad.double())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, -3e38, 3e38])
-def test_logits_near_the_largest_number(value):
+def test_logits_near_the_largest_number(value, backend):
     x = torch.zeros(1, 3, 4)
     x[:, 0] = value
     labels = torch.tensor([[1, 2, 1, 2]]) if value < 0 else torch.zeros(1, 4, dtype=torch.long)
     names = ["pred", "tp", "ce"]
-    sums, expected = (voxel_sums(x, labels, names, backend=backend) for backend in ("chunked", "reference"))
+    sums, expected = (voxel_sums(x, labels, names, backend=backend) for backend in (backend, "reference"))
     for term in sums:
         torch.testing.assert_close(sums[term], expected[term], rtol=1e-6, atol=1e-6)
     same = voxel_sums(torch.full_like(x, value), labels, ["pred"])["pred"]
@@ -194,22 +130,24 @@ def test_expanded_logits_get_a_gradient():
     assert row.grad is not None and row.grad.abs().sum() > 0
 
 
-def test_ignored_voxels_may_hold_anything():
+@pytest.mark.parametrize("backend", CPU)
+def test_ignored_voxels_may_hold_anything(backend):
     x, labels = torch.randn(1, 3, 8), torch.tensor([[0, 1, 2, 255, 1, 255, 0, 2]])
     broken = x.clone()
     broken[..., labels[0] == 255] = torch.tensor([float("nan"), float("inf")])
-    expected, gradient = value_and_gradient(x, labels, x, "softmax", 255, "chunked")
-    sums, other = value_and_gradient(broken, labels, x, "softmax", 255, "chunked")
+    expected, gradient = value_and_gradient(x, labels, x, "softmax", 255, backend)
+    sums, other = value_and_gradient(broken, labels, x, "softmax", 255, backend)
     assert all(torch.equal(sums[term], expected[term]) for term in sums)
     assert torch.equal(gradient, other)
     assert not gradient[..., labels[0] == 255].any()
 
 
-def test_the_same_bits_every_time_and_under_autocast():
+@pytest.mark.parametrize("backend", CPU)
+def test_the_same_bits_every_time_and_under_autocast(backend):
     x, target, phi = problem("softmax", "index", None, 3, (20, 20, 20), torch.float32)
-    first = value_and_gradient(x, target, phi, "softmax", None, "chunked")
+    first = value_and_gradient(x, target, phi, "softmax", None, backend)
     with torch.autocast("cpu", torch.bfloat16):
-        second = value_and_gradient(x, target, phi, "softmax", None, "chunked")
+        second = value_and_gradient(x, target, phi, "softmax", None, backend)
     assert all(torch.equal(first[0][term], second[0][term]) for term in first[0])
     assert torch.equal(first[1], second[1])
 
@@ -224,18 +162,21 @@ def test_the_input_is_left_alone_and_may_be_used_twice():
     torch.testing.assert_close(x.grad, 2 * once.grad)
 
 
-def test_extreme_logits_stay_finite():
+@pytest.mark.parametrize("backend", CPU)
+def test_extreme_logits_stay_finite(backend):
     x = torch.tensor([[[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]]], requires_grad=True)
-    sums = voxel_sums(x, torch.tensor([[1, 1, 0]]), ["tp", "pred", "ce", "focal:0.5", "focal:2.0"])
+    names = ["tp", "pred", "ce", "focal:0.5", "focal:2.0"]
+    sums = voxel_sums(x, torch.tensor([[1, 1, 0]]), names, backend=backend)
     sum(value.sum() for value in sums.values()).backward()
     assert all(torch.isfinite(value).all() for value in sums.values())
     assert torch.isfinite(x.grad).all()
     assert sums["ce"][0, 1].item() == pytest.approx(2e4)
 
 
+@pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("below", [60.0, 75.0, 90.0, 110.0, 300.0])
 @pytest.mark.parametrize("ignore_index", [None, 255])
-def test_the_logarithm_of_a_probability_that_float32_can_hardly_hold_or_not(below, ignore_index):
+def test_the_logarithm_of_a_probability_that_float32_can_hardly_hold_or_not(below, ignore_index, backend):
     x = torch.randn(1, 3, 50)
     labels = torch.randint(0, 3, (1, 50))
     x[0, :, 7] = torch.tensor([0.0, -below, -1.0])
@@ -244,7 +185,7 @@ def test_the_logarithm_of_a_probability_that_float32_can_hardly_hold_or_not(belo
         labels[0, ::5] = ignore_index
     names = ["tp", "ce", "focal:2.0", "focal:0.5"]
     results = []
-    for logits, backend in ((x, "chunked"), (x.double(), "reference")):
+    for logits, backend in ((x, backend), (x.double(), "reference")):
         logits = logits.clone().requires_grad_()
         sums = voxel_sums(logits, labels, names, ignore_index=ignore_index, backend=backend)
         sum(sums.values()).sum().backward()
@@ -287,7 +228,7 @@ def test_peak_memory_is_little_more_than_the_gradient():
     assert 1 <= copies < 1.35  # one copy of the logits is the gradient
 
 
-@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("backend", [*CPU, "reference"])
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -299,7 +240,7 @@ def test_peak_memory_is_little_more_than_the_gradient():
         (torch.tensor([[[0, 255, 1]] * 3]), r"target: dense labels .* got 255.*\. A mask of 0 and 255"),
         (torch.tensor([[[0.0, -1.0, 1.0]] * 3]), r"dense labels .* must be 0, 1 or between; got -1\.0\."),
         (torch.tensor([[[0.0, math.nan, 1.0]] * 3]), r"dense labels .* got nan\."),
-        ([[0, 1, 2]], r"target: must be a tensor; got 'list'\."),
+        ([[0, 1, 2]], r"target: must be a tensor, or a dictionary with the tensor 'label'; got 'list'\."),
         (torch.tensor([[0, 1]]), r"target: must be \[B, \*S\].*input's shape \[1, 3, 3\]; got \[1, 1, 2\]\."),
     ],
 )
@@ -344,6 +285,65 @@ def test_a_target_that_requires_a_gradient_is_refused():
 def test_a_distance_map_that_requires_a_gradient_or_lies_elsewhere_is_refused():
     x, labels = torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="^distance: must not require a gradient"):
-        voxel_sums(x, labels, ["surface"], distance=torch.zeros(1, 2, 3, requires_grad=True))
+        voxel_sums(x, {"label": labels, "distance": torch.zeros(1, 2, 3, requires_grad=True)}, ["surface"])
     with pytest.raises(ValueError, match="^distance: must be on the input's device, cpu; got 'meta'"):
-        voxel_sums(x, labels, ["surface"], distance=torch.zeros(1, 2, 3, device="meta"))
+        voxel_sums(x, {"label": labels, "distance": torch.zeros(1, 2, 3, device="meta")}, ["surface"])
+
+
+@pytest.mark.parametrize("backend", [*CPU, "reference"])
+def test_a_label_of_64_bits_does_not_wrap(backend):
+    with pytest.raises(ValueError, match=r"got \[4294967297\]"):
+        voxel_sums(torch.zeros(1, 3, 3), torch.tensor([[0, 2**32 + 1, 1]]), ["tp"], backend=backend)
+
+
+@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_one_broken_logit_reaches_the_sums_that_the_definition_lets_it(backend, activation):
+    labels = torch.randint(0, 3, (2, 3000))
+    x = torch.randn(2, 3, 3000)
+    x[1, 2, 1234] = math.nan
+    results = []
+    for name in (backend, "reference"):
+        leaf = x.clone().requires_grad_()
+        sums = voxel_sums(leaf, labels, terms_of(activation)[:7] + ["ce", "logp", "focal:2.0"], activation, backend=name)
+        total = sum(value.sum() for value in sums.values() if value.requires_grad)
+        results.append((sums, torch.autograd.grad(total, leaf)[0]))
+    (mine, gradient), (expected, expected_gradient) = results
+    for term, value in mine.items():
+        assert torch.equal(value.isnan(), expected[term].isnan()), term
+        torch.testing.assert_close(value, expected[term], rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert torch.equal(gradient.isnan(), expected_gradient.isnan())
+    assert not gradient[0].isnan().any()
+    assert gradient[1].isnan().sum() == (3 if activation == "softmax" else 1)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_a_class_ruled_out_where_it_is_labelled_costs_the_largest_number_and_pulls_nowhere(backend):
+    x, labels = torch.randn(1, 3, 5), torch.tensor([[0, 1, 2, 1, 0]])
+    x[0, 1, 3] = -math.inf
+    results = []
+    for name in (backend, "reference"):
+        leaf = x.clone().requires_grad_()
+        ce = voxel_sums(leaf, labels, ["ce"], backend=name)["ce"]
+        results.append((ce.detach(), torch.autograd.grad(ce.sum(), leaf)[0]))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][0][0, 1] >= torch.finfo(torch.float32).max
+    assert not results[0][1][..., 3].any()
+
+
+def test_a_new_term_runs_everywhere_on_its_first_day(monkeypatch):
+    """Terms are defined in terms.py alone; kernels decline what they do not know, and the chunks compute it."""
+    values = terms.voxel_values
+
+    def with_cubes(names, activation, logits, target, distance):
+        found = values([name for name in names if name != "pred_cubed"], activation, logits, target, distance)
+        return {**found, "pred_cubed": torch.softmax(logits, 1) ** 3}
+
+    monkeypatch.setattr(terms, "PLAIN_TERMS", (*terms.PLAIN_TERMS, "pred_cubed"))
+    monkeypatch.setattr(terms, "voxel_values", with_cubes)
+    x, labels = torch.randn(2, 3, 400, requires_grad=True), torch.randint(0, 3, (2, 400))
+    sums = voxel_sums(x, labels, ["tp", "pred_cubed"])
+    expected = (x.softmax(1) ** 3).sum(2)
+    torch.testing.assert_close(sums["pred_cubed"], expected)
+    mine, right = (torch.autograd.grad(value.square().sum(), x)[0] for value in (sums["pred_cubed"], expected))
+    torch.testing.assert_close(mine, right)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.data import Dataset, list_data_collate
 from monai.transforms import MapTransform
+from nibabel.imageglobals import logger
 from tqdm import tqdm
 
 from .errors import UserError
@@ -136,6 +137,7 @@ def check_file(path: str, channels: int) -> None:
     Raises:
         ImageError: if it cannot be segmented.
     """
+    logger.disabled = True  # NiBabel logs what it raises too
     try:
         image = nib.load(path)
         _check_header(image, channels)
@@ -148,6 +150,8 @@ def check_file(path: str, channels: int) -> None:
     except Exception as error:  # a broken file makes NiBabel raise almost anything
         detail = " ".join(str(error).replace(path, "").split()) or type(error).__name__
         raise ImageError(f"cannot be read: it is cut off, damaged or no NIfTI file ({detail[:120]})") from None
+    finally:
+        logger.disabled = False
 
 
 def _check_header(image: Any, channels: int) -> None:

@@ -20,7 +20,7 @@ from monai_losses_ext.sums.numba import kernels as K  # noqa: N812
 from monai_losses_ext.sums.target import Target
 
 PIECE, SMALLEST_PIECE, PIECES = 65536, 8192, 16
-TILE, TILE_ELEMENTS = 1024, 2**15  # a tile is smaller where there are many classes, so that its buffers stay near
+TILE, TILE_ELEMENTS = 512, 2**15  # a tile is smaller where there are many classes, so that its buffers stay near
 ELEMENTS_PER_THREAD = 2**15  # fewer are not worth waking a thread
 HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
 
