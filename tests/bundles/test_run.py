@@ -150,11 +150,11 @@ def test_wrong_folder_is_one_clear_line_and_a_failure(bundle: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("kept", "what"), [(0.5, "cannot be read"), (0.0, "must be NIfTI files")])
+@pytest.mark.parametrize(("kept", "what"), [(0.5, "cannot be read"), (0.0, "cannot be read")])
 def test_inference_names_the_image_that_is_cut_off(
     run: SimpleNamespace, bundle: Path, dataset: Path, tmp_path: Path, kept: float, what: str
 ) -> None:
-    """With MONAI alone, and after the images before it were segmented; a header that is no header stops it at once."""
+    """With MONAI alone, and after all others were segmented."""
     images = Path(shutil.copytree(dataset / "imagesTr", tmp_path / "images"))
     bad = images / "case_2.nii.gz"
     bad.write_bytes(bad.read_bytes()[: int(kept * bad.stat().st_size)])
@@ -167,4 +167,4 @@ def test_inference_names_the_image_that_is_cut_off(
     (line,) = [line for line in caught.value.stderr.splitlines() if line.startswith("error:")]
     assert str(bad) in line
     assert what in line
-    assert len(list((tmp_path / "predictions").glob("*"))) == (2 if kept else 0)
+    assert len(list((tmp_path / "predictions").iterdir())) == len(list(images.iterdir())) - 1

@@ -24,7 +24,7 @@ class SaveSegmentationd(Transform):
     """Save ``pred`` as ``<image>_seg.nii.gz``, with the header of its ``image``.
 
     So the file has the image's shape (its axes of length 1, too), its affine, sform and qform with their codes, and its
-    units. A fourth axis of channels is left out. Voxels are stored in one byte.
+    units. A fourth axis of channels is left out. Voxels are stored in one byte, or two for more than 256 classes.
 
     Args:
         output_dir: folder to write to.
@@ -46,11 +46,14 @@ class SaveSegmentationd(Transform):
             raise RuntimeError(f"postprocessing: the segmentation of {source} does not lie on its image")
         header = image.header.copy()
         header.extensions.clear()  # they tell of the image's voxels
-        header.set_data_dtype(np.uint8)
+        voxels = np.asarray(pred[0].cpu()).reshape(shape)
+        header.set_data_dtype(np.uint8 if voxels.max() < 256 else np.uint16)
         header.set_slope_inter(1, 0)
         header["cal_max"] = header["cal_min"] = header["vox_offset"] = 0
-        voxels = np.asarray(pred[0].cpu()).astype(np.uint8).reshape(shape)
-        _write(type(image)(voxels, None, header), self.output_dir / segmentation_name(source))
+        _write(
+            type(image)(voxels.astype(header.get_data_dtype()), None, header),
+            self.output_dir / segmentation_name(source),
+        )
         return data
 
 

@@ -61,19 +61,18 @@ class ImageLoader:
             yield list_data_collate([prepared])
 
     def finish(self) -> None:
-        """Name the images that were not segmented, each with its reason on a line of stderr.
+        """Name the images that were not segmented; several with their reasons, each on a line of stderr.
 
         Raises:
             UserError: if there are any.
         """
+        number = f"dataset_dir: {len(self.others)} of {len(self.dataset)} images were not segmented"
+        if len(self.others) > 1:
+            for file, reason in self.others.items():
+                print(f"not segmented: {file} {reason}.", file=sys.stderr, flush=True)
+            raise UserError(f"{number}, for the reasons above: {', '.join(self.others)}")
         for file, reason in self.others.items():
-            print(f"not segmented: {file} {reason}.", file=sys.stderr, flush=True)
-        if self.others:
-            names = ", ".join(os.path.basename(file) for file in self.others)
-            raise UserError(
-                f"dataset_dir: {len(self.others)} of {len(self.dataset)} images were not segmented, for the reasons "
-                f"above: {names}"
-            )
+            raise UserError(f"{number}: {file} {reason}.")
 
 
 class CheckImaged(MapTransform):
