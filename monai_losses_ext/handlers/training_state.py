@@ -91,7 +91,8 @@ class TrainingState:
         state = self._state(engine)
         for name, item in self.objects.items():
             if isinstance(item, nn.Module):
-                check_weights_of_training(state["objects"][name], name)
+                # Parameters alone: a buffer may say by NaN that it holds nothing yet.
+                check_weights_of_training(dict(item.named_parameters()), name)
         if not self._is_checked:
             check_readable(state)
             self._is_checked = engine.state.iteration > 0  # an optimizer has its state from the first step on
