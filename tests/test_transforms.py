@@ -181,9 +181,7 @@ def test_stock_trainer_with_metrics_and_postprocessing(compile, kind):
 
 
 def test_missing_map_names_the_transform_to_add():
-    with pytest.raises(
-        UserError, match="^prepare_batch: the batch has no distance map. Add .*SignedDistanceMapd"
-    ):
+    with pytest.raises(UserError, match="^prepare_batch: the batch has no distance map. Add .*SignedDistanceMapd"):
         prepare_batch_with_distance({"image": torch.zeros(1), "label": torch.zeros(1)})
 
 

@@ -99,8 +99,6 @@ class CompoundLoss(_Loss):
             raise errors.fail("names", "must differ from each other", list(self.names))
         for name, value in zip(self.names, values, strict=True):
             arguments.number(f"weights: {name}", value, arguments.Limits(minimum=0))
-        if not any(values):
-            raise errors.fail("weights", "must hold one above 0, or nothing is trained", values)
         if not isinstance(learnable, bool):
             raise errors.fail("learnable", "must be true or false", learnable)
         if isinstance(weighting, Weighting) and (weights is not None or len(weighting.effective()) != len(losses)):

@@ -48,7 +48,7 @@ def _size(value: Any, limit: int, known: dict[int, int]) -> int:
     if not isinstance(value, (Mapping, list, tuple)):
         return 1
     if id(value) not in known:
-        known[id(value)] = limit + 1  # of a structure that holds itself
+        known[id(value)] = 1  # of a structure that holds itself
         total = 1
         for item in value.values() if isinstance(value, Mapping) else value:
             total += _size(item, limit, known)
@@ -60,7 +60,7 @@ def _size(value: Any, limit: int, known: dict[int, int]) -> int:
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would never end
             raise errors.fail("loss", "the config must be a regular file", str(path))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)

@@ -89,6 +89,9 @@ def get_loss(
         hint = " To replace a bundle's own: --loss#reduction mean."
         raise errors.fail("get_loss: reduction", rule, defaults["reduction"], hint)
     loss = _build(config, "loss", defaults)
+    if isinstance(loss, CompoundLoss) and not any(loss.get_weights().values()):
+        rule = "must hold one above 0, or nothing is trained"
+        raise errors.fail(f"loss: {config['type']}: weights", rule, list(loss.get_weights().values()))
     return loss if device is None else loss.to(device)
 
 
@@ -99,8 +102,8 @@ def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -
     if isinstance(kind, str) and kind.startswith(monais.PREFIX):
         return monais.build(kind, where, config, defaults)
     if not isinstance(kind, str) or kind not in BY_NAME:
-        rule = f"must be one of {', '.join(BY_NAME)}, or {monais.PREFIX} and a loss of monai.losses"
-        raise errors.fail(f"{where}: type", rule, kind, monais.nearest_name(kind) or errors.nearest(kind, BY_NAME))
+        rule = f"must be one of {', '.join(BY_NAME)} (or a loss class of MONAI, with the prefix {monais.PREFIX[:-1]})"
+        raise errors.fail(f"{where}: type", rule, kind, monais.hint(kind, BY_NAME))
     place = f"{where}: {kind}"
     if kind == "compound":
         return _build_compound(config, where, defaults)
@@ -149,8 +152,10 @@ def _build_compound(config: Mapping[str, Any], where: str, defaults: Mapping[str
             raise errors.fail(f"{place}: weight", "must be the component's weight", weight, _CLASS_WEIGHT)
         weights.append(weight if weight is None else number(f"{place}: weight", weight, NOT_NEGATIVE))
         name = arguments.pop("name", None)
-        if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_NAME):
-            raise errors.fail(f"{place}: name", f"must be a text of 1 to {MAX_NAME} letters", name)
+        if name is not None and not isinstance(name, str):
+            raise errors.fail(f"{place}: name", "must be a text", name)
+        if name is not None and len(name) > MAX_NAME:
+            raise errors.fail(f"{place}: name", f"must have at most {MAX_NAME} letters", name)
         names.append(name)
         losses.append(_build(arguments, place, defaults))
     given = [weight for weight in weights if weight is not None]

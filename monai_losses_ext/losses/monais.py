@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import monai.losses
@@ -20,8 +20,13 @@ CLASSES: dict[str, type[nn.Module]] = {
     if inspect.isclass(value) and issubclass(value, nn.Module) and name == value.__name__
 }
 # What people call a loss that has another name in MONAI.
-ALIASES = {"cldice": "SoftclDiceLoss", "dicecldice": "SoftDiceclDiceLoss", "hausdorff": "HausdorffDTLoss"}
-ALIASES |= {"gwdl": "GeneralizedWassersteinDiceLoss", "unifiedfocal": "AsymmetricUnifiedFocalLoss"}
+ALIASES = {
+    "cldice": "SoftclDiceLoss",
+    "dicecldice": "SoftDiceclDiceLoss",
+    "softcldice": "SoftclDiceLoss",
+    "gwdl": "GeneralizedWassersteinDiceLoss",
+    "unifiedfocal": "AsymmetricUnifiedFocalLoss",
+}
 # Of the flags of a loss: it acts on logits and takes index labels, as the losses of this package do.
 LOGITS = {"softmax": True, "use_softmax": True, "to_onehot_y": True}
 
@@ -40,8 +45,8 @@ def build(kind: str, where: str, config: Mapping[str, Any], defaults: Mapping[st
     """
     names = [PREFIX + name for name in CLASSES]
     if kind not in names:
-        hint = errors.nearest(kind.removeprefix(PREFIX), CLASSES).replace("'", f"'{PREFIX}", 1)
-        raise errors.fail(f"{where}: type", "must be a loss class of monai.losses", kind, hint or nearest_name(kind))
+        nearest = errors.nearest(kind.removeprefix(PREFIX), CLASSES).replace("'", f"'{PREFIX}", 1)
+        raise errors.fail(f"{where}: type", "must be a loss class of monai.losses", kind, nearest)
     loss_class = CLASSES[kind.removeprefix(PREFIX)]
     allowed = list(inspect.signature(loss_class).parameters)
     arguments = {key: value for key, value in config.items() if key != "type"}
@@ -59,13 +64,21 @@ def build(kind: str, where: str, config: Mapping[str, Any], defaults: Mapping[st
         raise errors.UserError(f"{where}: {kind}: {' '.join(str(error).split())}") from None
 
 
-def nearest_name(word: Any) -> str:
-    """Return `` Did you mean ...?`` for a loss that MONAI has, or nothing."""
-    plain = str(word).lower().removeprefix(PREFIX).replace("_", "").replace("-", "").removesuffix("loss")
-    for name in CLASSES:
-        if plain in (name.lower(), name.lower().removesuffix("loss"), name.lower().removesuffix("loss")[4:]):
-            return f" Did you mean {PREFIX + name!r}?"
-    return f" Did you mean {PREFIX + ALIASES[plain]!r}?" if plain in ALIASES else ""
+def hint(word: Any, ours: Collection[str]) -> str:
+    """Return `` Did you mean ...?`` for the loss that a name was meant to be, ours or one of MONAI's; or nothing."""
+    if not isinstance(word, str):
+        return ""
+    plain = _plain(word)
+    theirs = {_plain(name): name for name in CLASSES}
+    if plain in ALIASES:
+        return f" Did you mean {PREFIX + ALIASES[plain]!r}?"
+    if plain in theirs and plain not in map(_plain, ours):
+        return f" Did you mean {PREFIX + theirs[plain]!r}?"
+    return errors.nearest(word, ours)
+
+
+def _plain(name: str) -> str:
+    return name.lower().removeprefix(PREFIX).replace("_", "").replace("-", "").removesuffix("loss")
 
 
 def takes(key: str) -> bool:

@@ -64,6 +64,7 @@ def _compound(components: list[dict[str, Any]]) -> dict[str, Any]:
             "components": {"type": "array", "minItems": 1, "items": {"anyOf": components}},
             "learnable_weights": {"type": "boolean", "description": texts["learnable"]},
             "weighting": {"anyOf": [*learned, *not_learned], "description": texts["weighting"]},
+            "mixed_activations": {"type": "boolean", "description": texts["mixed_activations"]},
         },
         "required": ["type", "components"],
         "additionalProperties": False,
@@ -111,7 +112,7 @@ def _component(loss: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of the same loss within a compound, where ``weight`` is the component's own."""
     own = {
         "weight": {"type": ["number", "null"], "minimum": 0, "description": "The component's weight in the sum."},
-        "name": {"type": ["string", "null"], "description": "The component's name in logs."},
+        "name": {"type": ["string", "null"], "maxLength": 64, "description": "The component's name in logs."},
     }
     properties = {key: value for key, value in loss["properties"].items() if key != "$schema"}
     return loss | {"properties": properties | own, "allOf": [{"$ref": "#/$defs/one_activation"}]}

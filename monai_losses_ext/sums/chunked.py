@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from monai_losses_ext.sums import pool
 from monai_losses_ext.sums import terms as T  # noqa: N812
@@ -48,9 +49,11 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
 
     def work(i: int) -> None:
         place, x, part = parts[i]
-        # Within an operator torch records nothing for backward(), but vjp does.
-        _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
-        gradient[place] = pull(grad_sums[:, place[0]])[0]
+        # Within an operator torch records nothing for backward(), but vjp does. A mode that counts operators, say, would
+        # be shown vjp's own tensors, which it cannot read.
+        with _disable_current_modes():
+            _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
+            gradient[place] = pull(grad_sums[:, place[0]])[0]
 
     _share(work, len(parts), logits)
     return gradient

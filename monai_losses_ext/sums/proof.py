@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.target import Target
@@ -54,7 +55,7 @@ def _difference(backend: ModuleType, device: str, activation: str) -> str | None
     logits, target, terms = _problem(device, activation)
     slopes = torch.linspace(-1, 2, len(terms) * 6, device=device).reshape(len(terms), 2, 3)
     leaf = logits.clone()
-    with torch.autocast(device, enabled=False), torch.inference_mode(False):
+    with _disable_current_modes(), torch.autocast(device, enabled=False), torch.inference_mode(False):
         expected, pull = torch.func.vjp(lambda x: T.reference_sums(x, target, terms, activation), leaf)  # type: ignore[misc]
         sums = backend.forward(logits, target, terms, activation)
         gradient = backend.backward(slopes, logits, target, terms, activation)

@@ -217,10 +217,9 @@ def can_hold(dtype: torch.dtype, value: int) -> bool:
 
 def _volume(name: str, volume: Any, input: Tensor) -> Tensor:  # noqa: A002
     """Return a part of the target as a plain tensor of a type with arithmetic."""
-    if not isinstance(volume, Tensor):
-        raise fail(name, "must be a tensor", type(volume).__name__)
-    if volume.device != input.device:
-        raise fail(name, f"must be on the input's device, {input.device}", str(volume.device))
+    if not isinstance(volume, Tensor) or volume.device != input.device:
+        got = str(volume.device) if isinstance(volume, Tensor) else type(volume).__name__
+        raise fail(name, f"must be a tensor on the input's device, {input.device}", got)
     if volume.requires_grad:
         raise fail(name, _DETACH, "requires_grad")
     if volume.is_complex():

@@ -32,7 +32,7 @@ def compound(*components, **options):
         ({"type": "dice", "ignore_index": 10**30}, "^loss: dice: ignore_index: must be .* too large"),
         ({"type": "tversky", "alpha": [10**400, 1]}, "^loss: tversky: alpha: must be "),
         (compound({"type": "dice", "weight": 1e308}), r"^loss: components\[0\]: weight: must be .* too large"),
-        (compound({"type": "dice", "name": "x" * 300}), r"^loss: components\[0\]: name: must be a text of 1 to 64"),
+        (compound({"type": "dice", "name": "x" * 300}), r"^loss: components\[0\]: name: must have at most 64 letters"),
         (compound({"type": "dice", "weight": 0}), "^loss: compound: weights: must hold one above 0"),
         (
             compound("dice", {"type": "focal", "sigmoid": True}),

@@ -395,7 +395,7 @@ def test_compiles_in_one_graph(kind):
 
 @pytest.mark.parametrize("kind", [None, *WEIGHTINGS])
 def test_learnable_and_the_name_say_the_same(kind):
-    parts = [ours.DiceLoss(), ours.FocalLoss()]
+    parts = [ours.DiceLoss(sigmoid=True), ours.FocalLoss()]
     learned = kind in LEARNED
     assert CompoundLoss(parts, weighting=kind).weighting.learned == learned
     assert len([*CompoundLoss(parts, weighting=kind).parameters()]) == learned
@@ -408,7 +408,7 @@ def test_learnable_and_the_name_say_the_same(kind):
 
 
 def test_weighting_objects():
-    parts = [ours.DiceLoss(), ours.FocalLoss()]
+    parts = [ours.DiceLoss(sigmoid=True), ours.FocalLoss()]
     for made in (
         FixedWeighting([2, 1]),
         SoftmaxWeighting([0.8, 0.2]),
@@ -443,12 +443,13 @@ def test_losses_that_may_be_negative():
             return input.mean()
 
     dice = ours.DiceLoss(softmax=True)
-    known = [nn.CrossEntropyLoss(), monai.losses.GeneralizedDiceLoss(), ours.BoundaryLoss(), get_loss("hausdorff_dt")]
+    known = [nn.CrossEntropyLoss(), monai.losses.GeneralizedDiceLoss(softmax=True)]
+    known += [ours.BoundaryLoss(softmax=True), get_loss("hausdorff_dt")]
     declared = Foreign()
     declared.non_negative = True
     for kind in ("uncertainty", "dwa"):
         CompoundLoss([dice, *known, declared], weighting=kind)
-        for refused in (Foreign(), monai.losses.BoundaryLoss()):
+        for refused in (Foreign(), monai.losses.BoundaryLoss(softmax=True)):
             with pytest.raises(
                 ValueError, match=r"^losses: (foreign|boundary): may be negative, .*non_negative = True"
             ):

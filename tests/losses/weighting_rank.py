@@ -14,6 +14,7 @@ from torch import nn
 
 from monai_losses_ext import get_loss
 from monai_losses_ext.losses import weighting
+from monai_losses_ext.losses.weighting_config import WEIGHTINGS
 
 COMPONENTS = ["dice", "focal", "cross_entropy"]
 
@@ -43,7 +44,7 @@ def main(rank, world, folder, hook):
     if hook == "without":
         weighting.average_gradient = lambda weights: weights
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    torch.save({kind: train(kind, rank) for kind in weighting.WEIGHTINGS}, Path(folder) / f"{rank}.pt")
+    torch.save({kind: train(kind, rank) for kind in WEIGHTINGS}, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
