@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from monai_losses_ext import __version__, shipped
 from monai_losses_ext.benchmark.__main__ import main as benchmark
 from monai_losses_ext.data.tasks import TASKS, get_task
-from monai_losses_ext.errors import UserError
+from monai_losses_ext.errors import UserError, fail
 from monai_losses_ext.extras import need
 from monai_losses_ext.files import why_unwritable
 from monai_losses_ext.quickstart import CASES, EPOCHS, quickstart
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["benchmark"]:  # has its own options, which argparse must not touch
         return benchmark(argv[1:])
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         if arguments.extra:
             need(arguments.needs, arguments.extra)
         return int(arguments.command(arguments))
@@ -94,8 +95,18 @@ def _add_data(commands: Commands) -> None:
     parser.set_defaults(command=_phantoms, extra="bundles", needs="data phantoms")
     text = "Read every case of a dataset and list what would break a training; exit status 1 if there is anything."
     parser = actions.add_parser("check", help="find what would break a training", description=text)
-    parser.add_argument("--task", help="needed where neither the folder's name nor dataset.json tells it")
+    parser.add_argument("--task", help="task of the Decathlon whose row counts (default: what dataset.json tells)")
     parser.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder with dataset.json")
+    parser.add_argument(
+        "--ignore_label",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="values of voxels that nobody labelled, as in the bundle",
+    )
+    parser.add_argument(
+        "--label_map", metavar="JSON", help="classes of the values in the label files, as in the bundle: '{\"17\": 1}'"
+    )
     parser.set_defaults(command=_check_data, extra="bundles", needs="data check")
     text = "Fetch a task of the Medical Segmentation Decathlon and unpack it to DIR/TASK; what is there is kept."
     parser = actions.add_parser("download", help="fetch a task of the Decathlon", description=text)
@@ -175,16 +186,27 @@ def _phantoms(arguments: argparse.Namespace) -> int:
 def _check_data(arguments: argparse.Namespace) -> int:
     from monai_losses_ext.data.check import check_dataset
 
-    report = check_dataset(arguments.dataset_dir, arguments.task, progress=True)
+    label_map = _label_map(arguments.label_map)
+    report = check_dataset(arguments.dataset_dir, arguments.task, True, arguments.ignore_label, label_map)
     if report.problems:
-        print(report.table())
-        cases = len({problem.case for problem in report.problems})
+        print("\n".join([report.table(), *report.warnings()]))
+        cases = len({problem.case for problem in report.problems if problem.case})
         raise UserError(
             f"dataset_dir: {arguments.dataset_dir}: {len(report.problems)} problems in {cases} of {len(report.cases)} "
             "cases, listed above"
         )
     print(report.summary())
     return 0
+
+
+def _label_map(text: str | None) -> dict[str, int] | None:
+    """Return the label map that was typed as JSON, or as Python with its single quotes."""
+    if text is None:
+        return None
+    try:
+        return dict(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError):
+        raise fail("label_map", 'must be JSON, as {"17": 1, "53": 2}', text) from None
 
 
 def _download(arguments: argparse.Namespace) -> int:
@@ -197,7 +219,7 @@ def _download(arguments: argparse.Namespace) -> int:
 def _render(arguments: argparse.Namespace) -> int:
     from monai_losses_ext import bundlekit
 
-    for path in bundlekit.render(_writable(arguments.out)):
+    for path in bundlekit.render(arguments.out):
         print(path)
     return 0
 

@@ -23,7 +23,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "jinja2": "jinja2",
         "yaml": "PyYAML",
     },
-    "fast": {"edt": "edt", "numba": "numba"},
+    "fast": {"numba": "numba"},
     "compare": {"optuna": "optuna"},
     "maps": {"skimage": "scikit-image"},
     "test": {"jsonschema": "jsonschema"},
@@ -46,13 +46,14 @@ def need(what: str, extra: str, *modules: str) -> None:
         MissingPackageError: one line with the names of the missing packages and the command that installs them.
     """
     names = EXTRAS[extra]
-    missing = [names[module] for module in modules or names if not _is_installed(module)]
+    missing = [names[module] for module in modules or names if not is_installed(module)]
     if missing:
         install = f'pip install "monai_losses_ext[{extra}]"'
         raise MissingPackageError(f"{what}: needs {', '.join(missing)}, not installed here; install with: {install}")
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):  # refused, or put into sys.modules by hand

@@ -1,9 +1,9 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Dice, surface Dice (NSD) and HD95 of one class in one case, in millimetres, and the names they go by.
+"""Dice, normalized surface Dice (NSD) and HD95 of one class in one case, in millimetres, and the names they go by.
 
-The surface metrics are MONAI's functions, given the spacing and a tolerance in millimetres, which MONAI's own handlers
-do not pass on. What an empty mask means is settled here, once.
+NSD and HD95 are computed by MONAI's functions. MONAI's own handlers call them without the voxel size and without a
+tolerance in millimetres; here both are given. This file alone decides what the value for an empty mask is.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
 from monai_losses_ext.arguments import Limits, number
 from monai_losses_ext.errors import fail, one_of
 
 METRICS = ("dice", "nsd", "hd95")
-ALL = "all"  # what the mean of all classes is called where the classes have their names
+ALL = "all"  # the name of the mean over all classes, where a class has its own name
 
 
 def foreground_labels(labels: Mapping[int | str, str]) -> dict[int, str]:
@@ -48,6 +50,35 @@ def foreground_labels(labels: Mapping[int | str, str]) -> dict[int, str]:
             )
         taken[key] = repr(name)
     return foreground
+
+
+def ignored_labels(ignore_label: int | Sequence[int] | None) -> list[int]:
+    """Return the label values that mark voxels whose class is not known, as a list.
+
+    Raises:
+        UserError: for anything but None, a whole number or a list of them.
+    """
+    if ignore_label is None:
+        return []
+    values: Any = ignore_label.tolist() if hasattr(ignore_label, "tolist") else ignore_label
+    values = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    if any(isinstance(value, bool) or not isinstance(value, Integral) for value in values):
+        raise fail("ignore_label", "must be a label value, a list of them, or none", ignore_label)
+    return [int(value) for value in values]
+
+
+def known_voxels(label: torch.Tensor, ignored: Sequence[int]) -> torch.Tensor:
+    """Return the boolean mask ``[*S]`` of the voxels whose class is known.
+
+    Args:
+        label: a label map ``[1, *S]``, or a one-hot volume ``[C, *S]``, in which every voxel is known.
+        ignored: label values that mark the other voxels.
+    """
+    values = label.as_tensor() if isinstance(label, MetaTensor) else label
+    known = torch.ones_like(values[0], dtype=torch.bool)
+    for value in ignored if len(values) == 1 else []:
+        known &= values[0] != value
+    return known
 
 
 def metric_name(name: str) -> str:

@@ -23,6 +23,7 @@ SEED = 0
 # Small enough for a few minutes on two CPU cores.
 CASES = 60
 EPOCHS = 17
+VALIDATIONS = 4  # points of the curve that shows Dice
 
 
 def quickstart(
@@ -53,11 +54,15 @@ def quickstart(
     results = _new_folder(folder)
     print(f"[1/3] {cases} synthetic cases in the manner of {TASK}: no medical data")
     dataset_dir = _phantoms(folder / "phantoms", cases)
-    overrides = ["--dataset_dir", str(dataset_dir), "--output_dir", str(results), "--ckpt_dir", str(results / "models")]
-    print(f"[2/3] Training, {epochs} epochs")
-    _run_bundle(str(configs / "train.json"), [*overrides, "--epochs", str(epochs)])
+    overrides = ["--dataset_dir", str(dataset_dir), "--output_dir", str(results)]
+    interval = max(1, epochs // VALIDATIONS)
+    print(f"[2/3] Training, {epochs} epochs, validated every {interval}")
+    length = ["--epochs", str(epochs), "--val_interval", str(interval)]
+    _run_bundle(str(configs / "train.json"), [*overrides, "--run_name", "train", *length])
     print("[3/3] Evaluation on the cases that were held out")
-    _run_bundle(str([str(configs / "train.json"), str(configs / "evaluate.json")]), overrides)
+    _run_bundle(
+        str([str(configs / "train.json"), str(configs / "evaluate.json")]), [*overrides, "--run_name", "evaluate"]
+    )
     _print_report(results)
     return results
 
@@ -112,15 +117,20 @@ def _run_bundle(config_file: str, overrides: list[str]) -> None:
 
 def _print_report(results: Path) -> None:
     """Print the means of the evaluation and the places of everything that was written."""
-    with open(results / "evaluation.csv", newline="") as file:
+    with open(results / "evaluate" / "evaluation.csv", newline="") as file:
         means = [row for row in csv.DictReader(file) if row["case"] == "mean"]
     print(f"\n{'held-out cases, mean':24}{'Dice':>8}{'NSD':>8}{'HD95 (mm)':>12}")
     for row in means:
         print(f"{row['class']:24}{float(row['dice']):8.3f}{float(row['nsd']):8.3f}{float(row['hd95']):12.2f}")
     print(f"\nResults   {results}")
-    for what, pattern in (("Pictures", "*.png"), ("Table", "*.csv"), ("Weights", "models/*.pt")):
+    for what, pattern in (("Pictures", "*/*.png"), ("Table", "*/*.csv"), ("Weights", "train/model*.pt")):
         for path in sorted(results.glob(pattern)):
             print(f"{what:10}{path}")
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results / 'mlruns.db'}"
+    store = os.environ.get("MLFLOW_TRACKING_URI") or _store(results)
     print(f"{'MLflow':10}{store}")
     print(f"{'':10}to browse it: {shlex.join([sys.executable, '-m', 'mlflow', 'ui', '--backend-store-uri', store])}")
+
+
+def _store(results: Path) -> str:
+    """Return the address of the MLflow store that the runs of a folder share, with what it reads otherwise escaped."""
+    return f"sqlite:///{results / 'mlruns.db'}".replace("%", "%25").replace("?", "%3F")

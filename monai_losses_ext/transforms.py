@@ -44,7 +44,7 @@ class SignedDistanceMapd(MapTransform):
         absent: see :func:`monai_losses_ext.distance.signed_distance`, as are the next three.
         convention: ``signed`` or ``kervadec``.
         spacing: voxel size in mm; of the label's affine unless given; 1 mm, with a warning, for a label without one.
-        backend: ``auto``, ``edt`` or ``scipy``.
+        backend: ``auto``, ``numba`` or ``scipy``.
         allow_missing_keys: pass over labels that a case lacks.
 
     Example:
@@ -63,7 +63,7 @@ class SignedDistanceMapd(MapTransform):
         absent: Literal["far", "zero"] = "far",
         convention: Literal["signed", "kervadec"] = "signed",
         spacing: Positive | Sequence[Positive] | None = None,
-        backend: Literal["auto", "edt", "scipy"] = "auto",
+        backend: Literal["auto", "numba", "scipy"] = "auto",
         allow_missing_keys: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "keys", "names", "__class__")}

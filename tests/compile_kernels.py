@@ -69,7 +69,12 @@ def compile_sums(problems):
         x = x.to(memory_format=torch.channels_last_3d) if channels_last else x
         target = torch.empty(batch, num_classes if is_dense else 1, *space, dtype=target_dtype, device="cuda")
         distance = torch.empty_like(x, dtype=torch.float32) if "surface" in terms else None
-        target = Target(target, not is_dense, distance=distance).ignoring(ignore, activation)
+        ignored, mask = () if ignore is None else (ignore,), None
+        if is_dense and ignored:
+            channels = num_classes if activation == "sigmoid" else 1
+            ignored, mask = (), torch.empty(batch, channels, *space, dtype=torch.bool, device="cuda")
+        weight = torch.empty(batch, 1, *space, dtype=dtype, device="cuda") if "focal:2.0" in terms else None
+        target = Target(target, not is_dense, None, weight, distance, ignored, mask)
         sums = backend.forward(x, target, terms, activation)
         gradient = backend.backward(sums, x, target, terms, activation)
         assert sums.shape == (len(terms), batch, num_classes) and gradient.stride() == x.stride()

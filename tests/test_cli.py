@@ -34,7 +34,7 @@ def write_bundle(root: Path, train: str, evaluate: str) -> Path:
     configs = root / BUNDLE / "configs"
     configs.mkdir(parents=True)
     for name, expression in (("train", train), ("evaluate", evaluate)):
-        content = {"dataset_dir": "", "output_dir": "", "ckpt_dir": "", "epochs": 0, "run": [f"${expression}"]}
+        content = {"dataset_dir": "", "output_dir": "", "run_name": "", "epochs": 0, "run": [f"${expression}"]}
         (configs / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return root
 
@@ -193,7 +193,7 @@ def test_quickstart_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert main(short) == 0
     printed = capfd.readouterr().out
     (results,) = tmp_path.glob("run_*")
-    for name in ("curves.png", "predictions.png", "evaluation.csv", "models/model.pt"):
+    for name in ("train/curves.png", "train/predictions.png", "evaluate/evaluation.csv", "train/model.pt"):
         assert (results / name).is_file()
         assert str(results / name) in printed
     assert f"sqlite:///{results / 'mlruns.db'}" in printed

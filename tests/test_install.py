@@ -23,7 +23,7 @@ from monai_losses_ext.shipped import OF_RUNS
 
 ROOT = Path(__file__).parents[1]
 CORE = ("torch", "monai", "numpy", "scipy")
-# Refuses every package that is installed here but the core and what torch itself needs.
+# Hides every package that is installed here but the core and what these four need themselves.
 BLOCK = """
 import importlib.metadata as metadata, re, sys
 
@@ -45,13 +45,20 @@ for name in sorted(allowed):
     tree(name)
 owners = metadata.packages_distributions()
 
-class Refuse:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
         if top != "monai_losses_ext" and top in owners and not allowed & {plain(owner) for owner in owners[top]}:
-            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+            return None
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path[:] = map(Without, sys.meta_path)
 """
 STEP = """
 import torch

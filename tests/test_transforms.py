@@ -22,8 +22,8 @@ from monai.transforms import (
 
 from monai_losses_ext import get_loss
 from monai_losses_ext.distance import signed_distance
-from monai_losses_ext.transforms import prepare_batch_with_distance
-from monai_losses_ext.transforms import SignedDistanceMapd, UnpackLabeld
+from monai_losses_ext.errors import UserError
+from monai_losses_ext.transforms import SignedDistanceMapd, UnpackLabeld, prepare_batch_with_distance
 
 KEYS = ["label", "distance"]
 
@@ -182,7 +182,7 @@ def test_stock_trainer_with_metrics_and_postprocessing(compile, kind):
 
 def test_missing_map_names_the_transform_to_add():
     with pytest.raises(
-        SystemExit, match="error: prepare_batch: the batch has no distance map. Add .*SignedDistanceMapd"
+        UserError, match="^prepare_batch: the batch has no distance map. Add .*SignedDistanceMapd"
     ):
         prepare_batch_with_distance({"image": torch.zeros(1), "label": torch.zeros(1)})
 

@@ -26,7 +26,7 @@ def measure_maps(shape: str, backend: str, repeats: int, seed: int) -> dict[str,
 
     Args:
         shape: a key of :data:`cases.SHAPES`.
-        backend: ``edt`` or ``scipy``.
+        backend: ``numba`` or ``scipy``.
         repeats: counted rounds.
         seed: of the labels.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_losses_ext.benchmark.quality import differing_keys, evaluate_training, started_and_ended, stored_config
+from monai_losses_ext.errors import fail
 from monai_losses_ext.shipped import shipped_folder
 
 REGIONS = [
@@ -65,7 +66,7 @@ def measure_losses(bundle: Path, dataset_dir: Path, folder: Path, epochs: int) -
         root = folder / name
         command = train(bundle, dataset_dir, root, run, epochs)
         measured = evaluate_training(bundle, dataset_dir, root, "model_final.pt")
-        ends = _first_and_last(root / "output" / "curves.csv")
+        ends = _first_and_last(root / "curves.csv")
         rows.append({"loss": run.title, "command": command, **measured, **ends})
     return rows
 
@@ -79,12 +80,19 @@ def train(bundle: Path, dataset_dir: Path, root: Path, run: Run, epochs: int) ->
         root: where the training goes.
         run: its overlays and options.
         epochs: its length.
+
+    Raises:
+        UserError: where the folder holds another training.
     """
     files, options = command_of(bundle, run, epochs)
     if not _is_trained(root, files, options, dataset_dir):
+        if root.exists():
+            rule = "must be another one, since nothing is overwritten: it holds another training, or half of one"
+            raise fail("--folder", rule, str(root))
         command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
         command += ["--config_file", str([str(path) for path in files])]
-        command += ["--bundle_root", str(root), "--dataset_dir", str(dataset_dir.resolve()), *_words(options)]
+        command += ["--output_dir", str(root.parent), "--run_name", root.name]
+        command += ["--dataset_dir", str(dataset_dir.resolve()), *_words(options)]
         subprocess.run(command, check=True)
     config = stored_config(root)
     words = _words({key: config[key] for key in options})

@@ -16,40 +16,46 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_losses_ext.data.dataset import training_cases
+from monai_losses_ext.errors import UserError, fail
 
 METRICS = ("dice", "nsd", "hd95")
+MARK = "finished.json"  # what a training that came to its end leaves in its folder
 # Keys of a training's config that say where its files lie and what is run around it, not what is trained.
-AROUND = {"_meta_", "imports", "bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "initialize", "run", "finalize"}
+AROUND = {"_meta_", "imports", "bundle_root", "dataset_dir", "output_dir", "run_name", "initialize", "run", "finalize"}
 
 
 def measure_quality(bundle: Path, dataset_dir: Path) -> dict[str, Any]:
-    """Evaluate ``models/model.pt`` of a bundle that has been trained here, with the command that trained it.
+    """Evaluate the best weights of a bundle's newest finished training, with the command that trained it.
 
     Args:
         bundle: the bundle's folder.
         dataset_dir: the dataset it was trained on.
 
     Raises:
-        ValueError: where the bundle has not been trained, or not by that command.
+        UserError: where the bundle has not been trained, or not by that command.
     """
-    config = stored_config(bundle)
+    finished = sorted((bundle / "output").glob(f"train_*/{MARK}"), key=lambda path: path.stat().st_mtime_ns)
+    if not finished:
+        raise fail("bundle", "must have been trained to the end", f"no finished run in {bundle / 'output'}")
+    root = finished[-1].parent
+    config = stored_config(root)
     epochs = config["epochs"]
     train = f"python -m monai.bundle run --config_file bundles/{bundle.name}/configs/train.json"
     command = f"{train} --dataset_dir DIR/{dataset_dir.name} --epochs {epochs}"
     if others := differing_keys(config, [bundle / "configs" / "train.json"], {"epochs": epochs}, dataset_dir):
-        raise ValueError(f"bundle: must have been trained by {command}; got another {', '.join(others)}.")
-    return {"command": command, **evaluate_training(bundle, dataset_dir, bundle, "model.pt")}
+        raise UserError(f"bundle: must have been trained by {command}; got another {', '.join(others)}.")
+    return {"command": command, **evaluate_training(bundle, dataset_dir, root, "model.pt")}
 
 
 def stored_config(root: Path) -> dict[str, Any]:
     """Return the config of the training that left its files in a folder, as it was run.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
-    path = root / "output" / "train_config.json"
+    path = root / "train_config.json"
     if not path.is_file():
-        raise ValueError(f"bundle: must have been trained; got no {path}.")
+        raise UserError(f"bundle: must have been trained; got no {path}.")
     config: dict[str, Any] = json.loads(path.read_text())
     return config
 
@@ -83,17 +89,17 @@ def evaluate_training(bundle: Path, dataset_dir: Path, root: Path, checkpoint: s
     Args:
         bundle: the bundle's folder.
         dataset_dir: the dataset it was trained on.
-        root: where the training left ``models/`` and ``output/train_config.json``.
+        root: the training's folder.
         checkpoint: which of its models.
 
     Raises:
-        ValueError: where there is no such training.
+        UserError: where there is no such training.
     """
-    config, weights = stored_config(root), root / "models" / checkpoint
+    config, weights = stored_config(root), root / checkpoint
     if not weights.is_file():
-        raise ValueError(f"bundle: must have been trained; got no {weights}.")
+        raise UserError(f"bundle: must have been trained; got no {weights}.")
     if str(config.get("resume")).lower() == "true":
-        raise ValueError(f"bundle: the training in {root} was resumed, so how long it took is not known.")
+        raise UserError(f"bundle: the training in {root} was resumed, so how long it took is not known.")
     started, ended = started_and_ended(root)
     means = _evaluate(bundle, dataset_dir, weights, use_subvoxels=True)
     voxelwise = _evaluate(bundle, dataset_dir, weights, use_subvoxels=False)
@@ -115,15 +121,15 @@ def evaluate_training(bundle: Path, dataset_dir: Path, root: Path, checkpoint: s
 def started_and_ended(root: Path) -> tuple[float, float]:
     """Return when a training started and ended, in seconds of the clock.
 
-    The config is written as the training starts, the last checkpoint as it ends.
+    The config is written as the training starts, the mark as it ends.
 
     Raises:
-        ValueError: for a training that did not come to its end.
+        UserError: for a training that did not come to its end.
     """
-    config, final = root / "output" / "train_config.json", root / "models" / "model_final.pt"
-    if not final.is_file() or final.stat().st_mtime < config.stat().st_mtime:
-        raise ValueError(f"bundle: its training must have come to its end; got no {final} of it.")
-    return config.stat().st_mtime, final.stat().st_mtime
+    config, mark = root / "train_config.json", root / MARK
+    if not mark.is_file():
+        raise UserError(f"bundle: its training must have come to its end; got no {mark}.")
+    return config.stat().st_mtime, mark.stat().st_mtime
 
 
 def _evaluate(bundle: Path, dataset_dir: Path, weights: Path, use_subvoxels: bool) -> dict[str, Any]:
@@ -131,10 +137,11 @@ def _evaluate(bundle: Path, dataset_dir: Path, weights: Path, use_subvoxels: boo
     configs = [str(bundle / "configs" / name) for name in ("train.json", "evaluate.json")]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(configs)]
-        command += ["--dataset_dir", str(dataset_dir.resolve()), "--ckpt_path", str(weights), "--output_dir", folder]
-        command += ["--validate::handlers::1::use_subvoxels", str(use_subvoxels)]
+        command += ["--dataset_dir", str(dataset_dir.resolve()), "--ckpt_path", str(weights)]
+        command += ["--output_dir", folder, "--run_name", "evaluate"]
+        command += ["--validate::report::use_subvoxels", str(use_subvoxels)]
         subprocess.run(command, check=True)
-        with open(Path(folder) / "evaluation.csv", newline="") as file:
+        with open(Path(folder) / "evaluate" / "evaluation.csv", newline="") as file:
             rows = list(csv.DictReader(file))
     means = {
         row["class"]: {metric: round(float(row[metric]), 4) for metric in METRICS}

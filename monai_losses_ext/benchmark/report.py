@@ -102,7 +102,8 @@ def _quality_table(result: dict[str, Any]) -> str:
     ]
     row = "| {name} | {dice:.3f} | {nsd:.3f} | {nsd_voxelwise:.3f} | {hd95:.2f} |"
     lines += [row.format(name=name, **values) for name, values in result["metrics"].items()]
-    lines += ["", f"```bash\n{result['command']}\n```"]
+    command = result["command"].replace("DIR/", "data/")  # where README's commands have put them
+    lines += ["", f"```bash\n{command}\n```"]
     return "\n".join(lines) + "\n"
 
 
@@ -139,6 +140,10 @@ def cuda_table(result: dict[str, Any]) -> str:
     for row in result["speed"]:
         for name, side in row["sides"].items():
             lines.append(f"| {row['shape']} | {row['loss']} | {name} | {_cuda_side(side, row['floor_ms'])} |")
+    if "note" in about:
+        lines.insert(1, f"\n{about['note']}")
+    if not result["maps"]:
+        return "\n".join(lines) + "\n"
     lines += ["", "| signed maps of the foreground | ours, ms | MONAI compute_distance_map, ms |", "|---|---|---|"]
     for row in result["maps"]:
         times = f"{row['ours']['median']:.2f} | {row['MONAI compute_distance_map']['median']:.0f}"
@@ -187,7 +192,8 @@ def _cuda_side(side: dict[str, Any], floor_ms: float) -> str:
         return f"{side['error']} | | "
     ms = side["ms"]["both"]
     copies = "" if side["copies"] is None else f"{side['copies']:.2f}"
-    return f"{ms['median']:.2f} ({ms['p20']:.2f} to {ms['p80']:.2f}) | {floor_ms / ms['median']:.0%} | {copies}"
+    spread = f" ({ms['p20']:.2f} to {ms['p80']:.2f})" if "p20" in ms else ""
+    return f"{ms['median']:.2f}{spread} | {floor_ms / ms['median']:.0%} | {copies}"
 
 
 def _distance_table(result: dict[str, Any]) -> str:

@@ -121,7 +121,7 @@ def _step(arguments: argparse.Namespace, about: Result) -> Result:
 def _distance(arguments: argparse.Namespace, about: Result) -> Result:
     """Measure maps by every backend, the loss's term, and, where there is data, a training's epoch."""
     rounds = (arguments.repeats, arguments.seed)
-    rows = [measure_maps("2x3x96^3", backend, *rounds) for backend in tqdm(("edt", "scipy"), desc="maps")]
+    rows = [measure_maps("2x3x96^3", backend, *rounds) for backend in tqdm(("numba", "scipy"), desc="maps")]
     for shape in tqdm(arguments.shapes, desc="compounds"):
         rows += measure_compounds(shape, *rounds)
     if arguments.dataset_dir is not None:

@@ -18,10 +18,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai.apps import DecathlonDataset
+
+from monai_losses_ext.bundlekit.memory import training_memory_gb
 from monai_losses_ext.bundlekit.overlays import CONFIGS, generated_configs, with_losses
-from monai_losses_ext.data.tasks import TASKS, Task
-from monai_losses_ext.errors import fail
+from monai_losses_ext.data.tasks import Task, read_tasks
+from monai_losses_ext.errors import UserError, fail
 from monai_losses_ext.extras import need
+from monai_losses_ext.files import why_unwritable
 from monai_losses_ext.shipped import OF_RUNS
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ def render_task(task: Task) -> dict[str, str]:
         Path inside ``bundles/`` -> content.
     """
     environment = _environment()
-    context = {"task": task, "results": measured_results(task)}
+    context = {"task": task, "results": measured_results(task), "msd": is_decathlon(task)}
     files = {}
     for path in sorted(TEMPLATE.rglob("*")):
         name = path.relative_to(TEMPLATE).as_posix()
@@ -67,7 +71,10 @@ def render(out: str | Path = "bundles") -> list[Path]:
     Raises:
         UserError: outside a checkout of the project, or without the packages of the extra ``bundles``.
     """
-    files = _all_files(Path(out))
+    out = Path(out).expanduser()
+    files = _all_files(out)  # refuses what is no checkout, before anything is made
+    if reason := why_unwritable(out):
+        raise UserError(f"out: must be a folder that can be written to ({reason}); got {out}.")
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
@@ -89,7 +96,7 @@ def check(out: str | Path = "bundles") -> list[str]:
             of the extra ``bundles``.
     """
     files = _all_files(Path(out))
-    if not any((Path(out) / task.bundle).is_dir() for task in TASKS.values()):
+    if not any((Path(out) / task.bundle).is_dir() for task in read_tasks().values()):
         raise fail("out", "must hold the bundles (write them with bundles render)", str(out))
     problems = []
     for path, text in files.items():
@@ -121,6 +128,11 @@ def measured_results(task: Task) -> dict[str, Any] | None:
     """
     path = RESULTS / f"{task.name.split('_')[-1].lower()}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def is_decathlon(task: Task) -> bool:
+    """Tell by its name whether a row is one of the Decathlon's: what is said of that must not be said of other data."""
+    return task.name in DecathlonDataset.resource
 
 
 def mirrors(axes: Sequence[int]) -> list[list[int]]:
@@ -162,6 +174,7 @@ def _environment() -> Environment:
     environment.filters["by_index"] = lambda names: {str(i): name for i, name in enumerate(names)}
     environment.filters["mirrors"] = mirrors
     environment.filters["cache_gb"] = cache_gb
+    environment.filters["memory_gb"] = lambda training: round(training_memory_gb(training), 1)
     environment.filters["map_gib"] = map_gib
     return environment
 
@@ -172,7 +185,7 @@ def _all_files(out: Path) -> dict[Path, str]:
         rule = "must be rendered and checked in a checkout of the project, which has what was measured"
         raise fail("bundles", rule, f"no {RESULTS}")
     need("bundles", "bundles", "jinja2")
-    files = {out / name: text for task in TASKS.values() for name, text in render_task(task).items()}
+    files = {out / name: text for task in read_tasks().values() for name, text in render_task(task).items()}
     files |= {out.parent / CONFIGS / name: text for name, text in generated_configs().items()}
     readme = out.parent / "README.md"
     if readme.is_file():

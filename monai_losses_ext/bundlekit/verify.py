@@ -3,18 +3,22 @@
 """Check bundles as the MONAI model zoo does, and run them: training, evaluation and inference in miniature.
 
 The runs take place in a temporary copy of the bundle, on phantoms with the task's channels, labels and voxel size but
-few voxels, with the smallest patch and few filters.
+few voxels, with the smallest patch and few filters. All share this process; each has its bundle's scripts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
+import importlib
 import io
+import json
 import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,14 +35,15 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai_losses_ext.bundlekit import zoo
 from monai_losses_ext.data.phantoms import LEAST_VOXELS, make_phantoms
 from monai_losses_ext.data.tasks import Task
-from monai_losses_ext.engine import check_weights
 from monai_losses_ext.errors import fail
 from monai_losses_ext.shipped import OF_RUNS
 
 N_CASES = 3  # two to train on, one to validate with
 SCALE = 1e-3  # of the phantoms: it leaves LEAST_VOXELS per axis
+RUN = "training"  # name of the run in miniature
 FEW_FILTERS = 8  # divisible by the groups of a group norm
 WEIGHTS = Path("models") / "model.pt"
+LEAST_DICE = 0.5  # mean over the classes: below, a network has not learned the task
 STATIC = {
     "files": zoo.check_files,
     "metadata": zoo.check_metadata,
@@ -54,7 +59,7 @@ class Report:
     """What was found for one bundle: the problems and the seconds of each check, in the order in which they ran."""
 
     bundle: str
-    trained: bool  # whether weights lie in models/
+    lacking: str  # why the bundle's weights are nothing to publish, or ""
     problems: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -69,7 +74,7 @@ class Report:
         failed = [name for name, found in self.problems.items() if found]
         if failed:
             return f"not zoo-ready: {', '.join(failed)} failed"
-        return "zoo-ready" if self.trained else "not zoo-ready: no trained weights"
+        return f"not zoo-ready: {self.lacking}" if self.lacking else "zoo-ready"
 
 
 def verify(tasks: Iterable[Task], bundles: str | Path = "bundles") -> Iterator[Report]:
@@ -97,13 +102,54 @@ def verify_bundle(task: Task, bundles: str | Path, scratch: str | Path) -> Repor
     bundle = Path(bundles).expanduser().absolute() / task.bundle
     if not bundle.is_dir():
         raise fail("out", f"must hold the bundles (write them with bundles render), {task.bundle} too", str(bundles))
-    report = Report(bundle.name, (bundle / WEIGHTS).is_file())
-    for name, check in STATIC.items():
-        _run(report, name, partial(check, bundle))
+    report = Report(bundle.name, lacking(bundle))
+    with own_scripts(bundle):
+        for name, check in STATIC.items():
+            _run(report, name, partial(check, bundle))
     trial = _Trial(task, bundle, Path(scratch))
-    for name in TRIALS:
-        _run(report, name, getattr(trial, name))
+    with own_scripts(trial.root):
+        for name in TRIALS:
+            _run(report, name, getattr(trial, name))
     return report
+
+
+def lacking(bundle: Path) -> str:
+    """Say why a bundle's weights are nothing to publish: there are none, they were not evaluated, or they are poor.
+
+    ``metadata.json`` records an evaluation: its ``eval_metrics``, with the mean ``dice``, and in ``weights_sha256`` of
+    which weights it is.
+
+    Returns:
+        The reason, or "" for weights with a recorded mean Dice of at least ``LEAST_DICE``.
+    """
+    if not (bundle / WEIGHTS).is_file():
+        return "no trained weights"
+    try:
+        metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        dice, of_weights = float(metadata["eval_metrics"]["dice"]), metadata["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "metadata.json records no evaluation of the weights"
+    if of_weights != hashlib.sha256((bundle / WEIGHTS).read_bytes()).hexdigest():
+        return "the evaluation that metadata.json records is of other weights"
+    return "" if dice >= LEAST_DICE else f"the weights' mean Dice of {dice:.3f} is below {LEAST_DICE}"
+
+
+@contextlib.contextmanager
+def own_scripts(bundle: Path) -> Iterator[None]:
+    """Let this process use a bundle's scripts meanwhile: every bundle calls its folder ``scripts``."""
+    path, hook = sys.path[:], sys.excepthook
+    _forget_scripts()
+    sys.path.insert(1, str(bundle))
+    try:
+        yield
+    finally:
+        sys.path[:], sys.excepthook = path, hook
+        _forget_scripts()
+
+
+def _forget_scripts() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
 
 
 def header() -> str:
@@ -128,7 +174,7 @@ def _run(report: Report, name: str, check: Callable[[], Iterator[str]]) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             found = list(check())
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             found = [_reason(error)]
         finally:
             logging.disable(logging.NOTSET)
@@ -140,7 +186,8 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = next(iter(str(error).strip().splitlines()), "")
-    return text.removeprefix("error: ") if isinstance(error, SystemExit) else f"{type(error).__name__}: {text}"
+    of_user = any(kind.__name__ == "UserError" for kind in type(error).__mro__)  # ours, or the scripts'
+    return text if of_user else f"{type(error).__name__}: {text}"
 
 
 class _Trial:
@@ -171,18 +218,18 @@ class _Trial:
                 yield f"{name}: MONAI's workflow property {missing!r} is missing"
 
     def train(self) -> Iterator[str]:
-        workflow = self._finished("train", epochs=1, val_interval=1)
+        workflow = self._finished("train", epochs=1, val_interval=1, run_name=RUN)
         loss = workflow.trainer.state.metrics["loss"]
         if not math.isfinite(loss):
             yield f"the loss is {loss}"
         for name in ("model.pt", "model_final.pt"):
-            if not (self.root / "models" / name).is_file():
-                yield f"no models/{name} was written"
+            if not (self.root / "output" / RUN / name).is_file():
+                yield f"no {name} was written into the run's folder"
 
     def evaluate(self) -> Iterator[str]:
         self._need_weights()
-        self._finished("evaluate")
-        with open(self.root / "output" / "evaluation.csv", newline="") as file:
+        self._finished("evaluate", run_name="evaluation", ckpt_path=str(self.root / WEIGHTS))
+        with open(self.root / "output" / "evaluation" / "evaluation.csv", newline="") as file:
             reported = {row["class"] for row in csv.DictReader(file)}
         for label in self.task.labels[1:]:
             if label not in reported:
@@ -191,7 +238,7 @@ class _Trial:
     def infer(self) -> Iterator[str]:
         self._need_weights()
         images = sorted((self.data / "imagesTr").glob("*.nii.gz"))
-        self._finished("inference", dataset_dir=str(self.data / "imagesTr"))
+        self._finished("inference", dataset_dir=str(self.data / "imagesTr"), ckpt_path=str(self.root / WEIGHTS))
         for path in images:
             name = path.name.replace(".nii.gz", "_seg.nii.gz")
             image, label = nib.load(path), nib.load(self.root / "output" / "predictions" / name)
@@ -207,7 +254,8 @@ class _Trial:
         if (self.bundle / WEIGHTS).is_file():  # the real thing: the row's own network
             weights, overrides = self.bundle / WEIGHTS, {}
             parser = ConfigParser(ConfigParser.load_config_file(config))
-            check_weights(weights, parser.get_parsed_content("network_def"))
+            scripts = importlib.import_module("scripts.weights")  # the bundle's own
+            scripts.check_weights(str(weights), parser.get_parsed_content("network_def"))
         ckpt_export(
             filepath=str(self.root / "models" / "model.ts"),
             ckpt_file=str(weights),
@@ -220,8 +268,10 @@ class _Trial:
         yield from ()
 
     def _need_weights(self) -> None:
-        """Make weights if the training left none, so that its failure is not that of all that follows."""
-        if not (self.root / WEIGHTS).is_file():
+        """Take the training's weights, or make some if it left none: its failure is not that of all that follows."""
+        if (self.root / "output" / RUN / WEIGHTS.name).is_file():
+            shutil.copy(self.root / "output" / RUN / WEIGHTS.name, self.root / WEIGHTS)
+        elif not (self.root / WEIGHTS).is_file():
             parser = ConfigParser({"network": self.overrides["network_def"]})
             torch.save(parser.get_parsed_content("network").state_dict(), self.root / WEIGHTS)
 

@@ -14,10 +14,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from monai_losses_ext.arguments import Limits, number
 from monai_losses_ext.data.tasks import TASKS
-from monai_losses_ext.errors import fail
+from monai_losses_ext.errors import UserError, fail
 
 Case = dict[str, str]
 
@@ -28,7 +29,7 @@ THREE_WAYS = (
 )
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset folder that cannot be used. The message is one line: the folder, what is wrong, how to get data."""
 
 
@@ -62,15 +63,7 @@ def listed_cases(folder: Path, section: str = "training") -> list[Case]:
         DatasetError: if the folder, ``dataset.json`` or the section is absent or cannot be read, or an image is listed
             twice.
     """
-    if not folder.is_dir():
-        raise _error(folder, "there is no such folder")
-    if not (folder / "dataset.json").is_file():
-        raise _error(folder, "there is no dataset.json in it")
-    try:
-        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _error(folder, f"dataset.json cannot be read as JSON ({error})") from error
-    entries = content.get(section) if isinstance(content, dict) else None
+    entries = read_index(folder).get(section)
     if not isinstance(entries, list) or not entries:
         raise _error(folder, f"dataset.json lists no cases under {section!r}")
     cases = [_case(folder, section, i, entry) for i, entry in enumerate(entries)]
@@ -78,6 +71,23 @@ def listed_cases(folder: Path, section: str = "training") -> list[Case]:
     if times > 1:  # it could be trained on and validated with
         raise _error(folder, f"dataset.json lists {os.path.relpath(image, folder)} {times} times under {section!r}")
     return cases
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the content of a dataset's ``dataset.json``; ``folder`` is absolute.
+
+    Raises:
+        DatasetError: if the folder or ``dataset.json`` is absent, or no JSON object.
+    """
+    if not folder.is_dir():
+        raise _error(folder, "there is no such folder")
+    if not (folder / "dataset.json").is_file():
+        raise _error(folder, "there is no dataset.json in it")
+    try:
+        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8-sig"))  # Windows puts a mark before it
+    except (OSError, ValueError, RecursionError) as error:
+        raise _error(folder, f"dataset.json cannot be read as JSON ({error})") from error
+    return content if isinstance(content, dict) else {}
 
 
 def case_names(files: Iterable[str]) -> dict[str, str]:
@@ -139,7 +149,13 @@ def _case(folder: Path, section: str, i: int, entry: object) -> Case:
     """Turn one entry of ``dataset.json`` into absolute paths."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
         raise _error(folder, f"case {i} under {section!r} in dataset.json has no 'image' and 'label' paths")
-    return {key: os.path.normpath(folder / entry[key]) for key in ("image", "label")}
+    return {key: _path(folder, entry[key]) for key in ("image", "label")}
+
+
+def _path(folder: Path, entry: str) -> str:
+    r"""Return an absolute path; an entry that was written on Windows has ``\\`` in place of ``/``."""
+    path = os.path.normpath(folder / entry)
+    return path if "\\" not in entry or os.path.exists(path) else os.path.normpath(folder / entry.replace("\\", "/"))
 
 
 def _error(folder: Path, what: str) -> DatasetError:

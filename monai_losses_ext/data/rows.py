@@ -124,7 +124,17 @@ def check_object(kind: Any, values: Any, where: str = "") -> None:
         where: put before a key in an error, such as ``"phantom: "``.
 
     Raises:
-        ValueError: one line, with the key.
+        UserError: one line, with the key.
+    """
+    check_names(kind, values, where)
+    check_arguments(kind, values, where)
+
+
+def check_names(kind: Any, values: Any, where: str = "") -> None:
+    """Check the keys of an object alone; see :func:`check_object`.
+
+    Raises:
+        UserError: one line, with the key.
     """
     if not isinstance(values, Mapping):
         raise fail(where.removesuffix(": ") or "row", "must be an object", values)
@@ -134,14 +144,13 @@ def check_object(kind: Any, values: Any, where: str = "") -> None:
     missing = set(kind.__annotations__) - set(values) - getattr(kind, "__optional_keys__", set())
     if missing:
         raise fail(f"{where}fields", "must all be given", f"none for {', '.join(sorted(missing))}")
-    check_arguments(kind, values, where)
 
 
 def check_phantom(plan: Any) -> None:
     """Check a row's ``phantom``.
 
     Raises:
-        ValueError: one line, with the place and the key.
+        UserError: one line, with the place and the key.
     """
     check_object(Phantom, plan, "phantom: ")
     check_object(Pose, plan["pose"], "phantom: pose: ")

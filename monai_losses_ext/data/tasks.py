@@ -9,8 +9,9 @@ task is a new row.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +25,11 @@ from monai_losses_ext.data.rows import (
     Share,
     Window,
     ZScore,
+    check_names,
     check_object,
     check_phantom,
 )
-from monai_losses_ext.errors import fail, one_of
+from monai_losses_ext.errors import UserError, fail, one_of
 from monai_losses_ext.losses.factory import get_loss
 
 TASKS_FILE = Path(__file__).with_name("tasks.json")
@@ -83,68 +85,84 @@ class Task:
     intensity: dict[str, Any]  # see INTENSITY_RULES
     training: Training
     phantom: dict[str, Any]  # see rows.py and phantoms.py
+    authors: str = ""  # of the bundle, where it is not one of the Decathlon's
 
-    def __post_init__(self) -> None:
-        one_of("modality", self.modality, ("MRI", "CT"))
-        if self.labels[:1] != ("background",) or len(set(self.labels)) < max(2, len(self.labels)):
-            raise fail("labels", "must be 'background' and then one unique name per label value", self.labels)
-        rule = one_of("intensity rule", self.intensity.get("rule"), INTENSITY_RULES)
-        keys = sorted(INTENSITY_RULES[rule].__annotations__)
-        if sorted(self.intensity) != keys:
-            raise fail("intensity", f"must have the keys {', '.join(keys)}", self.intensity)
-        check_object(INTENSITY_RULES[rule], self.intensity, "intensity: ")
-        if rule == "window" and self.intensity["low"] >= self.intensity["high"]:
-            raise fail("intensity: low", "must be below high", self.intensity["low"])
-        for result in self.published_results:
-            check_object(Result, result, "published_results: ")
-        self._check_axes()
-        self._check_network()
-        check_phantom(self.phantom)
-        get_loss(self.training.loss_config)
+    __optional_keys__ = frozenset({"authors"})
 
-    def _check_axes(self) -> None:
-        """Check that everything that is given per axis is given for each of the task's axes."""
-        n_axes = len(self.typical_shape)
-        per_axis = {"typical_spacing_mm": self.typical_spacing_mm}
-        for name in ("patch_size", "rotate_range_rad", "zoom_range", "translate_range_voxels"):
-            per_axis[name] = getattr(self.training, name)
-        if self.training.spacing_mm is not None:
-            per_axis["spacing_mm"] = self.training.spacing_mm
-        for name, values in per_axis.items():
-            if len(values) != n_axes:
-                raise fail(name, f"must have one value per axis ({n_axes})", values)
-        spacings = (*self.typical_spacing_mm, *(self.training.spacing_mm or ()))
-        if any(mm <= 0 for mm in spacings):
-            raise fail("spacing_mm", "must be above 0", spacings)
-        if any(axis not in range(n_axes) for axis in self.training.flip_axes):
-            raise fail("flip_axes", f"must be axes between 0 and {n_axes - 1}", self.training.flip_axes)
 
-    def _check_network(self) -> None:
-        """Check that the network has the task's channels and labels and takes the patch, and what the README reads."""
-        for key in ("_target_", "lr"):
-            if key not in self.training.optimizer:
-                raise fail("optimizer", f"must have {key}", self.training.optimizer)
-        for key, names in (("in_channels", self.channels), ("out_channels", self.labels)):
-            if self.training.network_def.get(key) != len(names):
-                raise fail(f"network_def {key}", f"must be {len(names)}", self.training.network_def.get(key))
-        network_def = self.training.network_def
-        check_patch(self.training.patch_size, network_def.get("strides", []), network_def)
+def check_task(task: Task) -> None:
+    """Check that what a row says fits together.
+
+    ``render``, ``check`` and the tests do it, and no import: a row of the package changes with its source alone.
+
+    Raises:
+        UserError: one line, with the field.
+    """
+    check_object(Task, vars(task))
+    check_object(Training, vars(task.training), "training: ")
+    one_of("modality", task.modality, ("MRI", "CT"))
+    if task.labels[:1] != ("background",) or len(set(task.labels)) < max(2, len(task.labels)):
+        raise fail("labels", "must be 'background' and then one unique name per label value", task.labels)
+    rule = one_of("intensity rule", task.intensity.get("rule"), INTENSITY_RULES)
+    keys = sorted(INTENSITY_RULES[rule].__annotations__)
+    if sorted(task.intensity) != keys:
+        raise fail("intensity", f"must have the keys {', '.join(keys)}", task.intensity)
+    check_object(INTENSITY_RULES[rule], task.intensity, "intensity: ")
+    if rule == "window" and task.intensity["low"] >= task.intensity["high"]:
+        raise fail("intensity: low", "must be below high", task.intensity["low"])
+    for result in task.published_results:
+        check_object(Result, result, "published_results: ")
+    _check_axes(task)
+    _check_network(task)
+    check_phantom(task.phantom)
+    get_loss(task.training.loss_config)
+
+
+def _check_axes(task: Task) -> None:
+    """Check that everything that is given per axis is given for each of the task's axes."""
+    n_axes = len(task.typical_shape)
+    per_axis = {"typical_spacing_mm": task.typical_spacing_mm}
+    for name in ("patch_size", "rotate_range_rad", "zoom_range", "translate_range_voxels"):
+        per_axis[name] = getattr(task.training, name)
+    if task.training.spacing_mm is not None:
+        per_axis["spacing_mm"] = task.training.spacing_mm
+    for name, values in per_axis.items():
+        if len(values) != n_axes:
+            raise fail(name, f"must have one value per axis ({n_axes})", values)
+    spacings = (*task.typical_spacing_mm, *(task.training.spacing_mm or ()))
+    if any(mm <= 0 for mm in spacings):
+        raise fail("spacing_mm", "must be above 0", spacings)
+    if any(axis not in range(n_axes) for axis in task.training.flip_axes):
+        raise fail("flip_axes", f"must be axes between 0 and {n_axes - 1}", task.training.flip_axes)
+
+
+def _check_network(task: Task) -> None:
+    """Check that the network has the task's channels and labels and takes the patch, and what the README reads."""
+    for key in ("_target_", "lr"):
+        if key not in task.training.optimizer:
+            raise fail("optimizer", f"must have {key}", task.training.optimizer)
+    for key, names in (("in_channels", task.channels), ("out_channels", task.labels)):
+        if task.training.network_def.get(key) != len(names):
+            raise fail(f"network_def {key}", f"must be {len(names)}", task.training.network_def.get(key))
+    network_def = task.training.network_def
+    check_patch(task.training.patch_size, network_def.get("strides", []), network_def)
 
 
 Row = TypeVar("Row", Task, Training)
 
 
-def read_tasks(path: str | Path = TASKS_FILE) -> dict[str, Task]:
+def read_tasks(path: str | Path = TASKS_FILE, check: bool = True) -> dict[str, Task]:
     """Read the rows of a tasks file.
 
     Args:
         path: JSON file, a list of rows.
+        check: whether to check what the fields hold, too, and not their names alone.
 
     Returns:
         The tasks by name, in the file's order.
 
     Raises:
-        ValueError: one line that names the file, the row and the field that is wrong.
+        UserError: one line that names the file, the row and the field that is wrong.
     """
     tasks: dict[str, Task] = {}
     where = Path(path).name
@@ -156,34 +174,50 @@ def read_tasks(path: str | Path = TASKS_FILE) -> dict[str, Task]:
             named = isinstance(row, dict) and "name" in row
             where = f"{Path(path).name}, {row['name'] if named else f'row {i}'}"
             task = _build(Task, row)
+            if check:
+                check_task(task)
             for key in ("name", "bundle"):
                 if getattr(task, key) in [getattr(other, key) for other in tasks.values()]:
                     raise fail(key, "must be of one row alone", getattr(task, key))
             tasks[task.name] = task
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     return tasks
 
 
 def _build(cls: type[Row], values: Any, where: str = "") -> Row:
-    """Make a row's dataclass of a JSON object: exactly its fields, of the right types, lists as tuples."""
-    if isinstance(values, dict) and cls is Task and "training" in values:
-        values = {**values, "training": _build(Training, values["training"], "training: ")}
-    check_object(cls, values, where)
+    """Make a row's dataclass of a JSON object: exactly its fields, lists as tuples."""
+    check_names(cls, values, where)
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    if "training" in fields:
+        fields["training"] = _build(Training, fields["training"], "training: ")
     return cls(**fields)
+
+
+class _Rows(Mapping[str, Task]):
+    """The package's tasks by name. They are read when one is first asked for: an import reads nothing."""
+
+    @cached_property
+    def _tasks(self) -> dict[str, Task]:
+        return read_tasks(check=False)
+
+    def __getitem__(self, name: str) -> Task:
+        return self._tasks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+
+TASKS = _Rows()
 
 
 def get_task(name: str) -> Task:
     """Return the task called ``name``, such as ``Task04_Hippocampus``.
 
     Raises:
-        ValueError: if there is none, with the names there are and the nearest one.
+        UserError: if there is none, with the names there are and the nearest one.
     """
     return TASKS[one_of("task", name, TASKS)]
-
-
-try:
-    TASKS = read_tasks()
-except ValueError as wrong_row:  # every command and every run of a bundle imports this: one line, no traceback
-    raise SystemExit(f"error: {wrong_row}") from None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from monai_losses_ext import arguments, errors
-from monai_losses_ext.distance.euclidean import Array, distance_to_mask, distance_to_other_labels, resolve
+from monai_losses_ext.distance.euclidean import (
+    Array,
+    distance_to_mask,
+    distance_to_other_labels,
+    in_threads,
+    resolve,
+)
 
 CONVENTIONS = ("signed", "kervadec")
 ABSENT = ("far", "zero")
@@ -49,8 +55,8 @@ def signed_distance(
             in the code of the paper (https://github.com/LIVIAETS/boundary-loss) and in MONAI: with voxels of less than
             1 mm it is positive inside.
         include_background: whether class 0 gets a map; without, its channel is 0.
-        backend: ``edt`` or ``scipy`` (both on the CPU), ``triton`` (on CUDA), or ``auto``: ``triton`` for a target on
-            CUDA where it is installed and works, ``edt`` otherwise where it is installed.
+        backend: ``numba`` or ``scipy`` (both on the CPU), ``triton`` (on CUDA), or ``auto``: ``triton`` for a target on
+            CUDA where it is installed and works, ``numba`` otherwise where it is installed and works.
 
     Returns:
         ``[B, C, *S]`` in mm, float32, on the target's device.
@@ -107,7 +113,7 @@ class _Measure:
         spacing: voxel size along each axis.
         far: value of a class without voxels.
         inner_offset: added to the map inside.
-        backend: ``edt`` or ``scipy``.
+        backend: ``numba`` or ``scipy``.
     """
 
     spacing: Sequence[float]
@@ -121,20 +127,29 @@ class _Measure:
             return -self.far
         if not mask.any():
             return self.far
-        inside = distance_to_mask(~mask, self.spacing, self.backend) if inside is None else inside
-        outside = distance_to_mask(mask, self.spacing, self.backend) if outside is None else outside
+        if inside is None:
+            inside = outside = distance_to_other_labels(mask.view(np.uint8), self.spacing, self.backend)
+        if outside is None:
+            outside = distance_to_mask(mask, self.spacing, self.backend)
         return np.where(mask, self.inner_offset - inside, outside)
 
     def maps_of_labels(
-        self, labels: Tensor, num_classes: int, classes: Iterable[int]
-    ) -> Iterator[tuple[int, Array | float]]:
-        """Yield each class and its map; the distances inside of all labels ``[*S]`` are taken at once."""
+        self, labels: Tensor, num_classes: int, classes: Sequence[int]
+    ) -> Iterable[tuple[int, Array | float]]:
+        """Return each class and its map; the distances inside of all labels ``[*S]`` are taken at once."""
         values = _classes(labels, num_classes)
         num_present = np.count_nonzero(np.bincount(values.ravel()))
-        inside = distance_to_other_labels(values, self.spacing, self.backend) if num_present > 1 else None
-        outside = inside if num_present == 2 else None  # what is outside of the one is inside of the other
-        for c in classes:
-            yield c, self.map_of_mask(values == c, inside, outside)
+        inside = outside = None
+        if num_present == 2:  # what is outside of the one is inside of the other
+            inside = outside = distance_to_other_labels(values, self.spacing, self.backend)
+        elif num_present > 2:
+            inside = distance_to_other_labels(values, self.spacing, self.backend, classes)
+
+        def class_and_map(c: int) -> tuple[int, Array | float]:
+            return c, self.map_of_mask(values == c, inside, outside)
+
+        # numba's kernels have threads of their own.
+        return map(class_and_map, classes) if self.backend == "numba" else in_threads(class_and_map, classes)
 
 
 def _classes(labels: Tensor, num_classes: int) -> Array:

@@ -1,11 +1,10 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle's training and evaluation configs call while they run: checks of what the user gave, the config itself."""
+"""What a bundle's training and evaluation call while they run: checks of what the user gave, the config itself."""
 
 from __future__ import annotations
 
 from .config import RunningConfig
 from .options import check_data, check_processes
-from .weights import check_weights
 
-__all__ = ["RunningConfig", "check_data", "check_processes", "check_weights"]
+__all__ = ["RunningConfig", "check_data", "check_processes"]

@@ -40,9 +40,10 @@ class RunningConfig:
             RuntimeError: for an object that no config built.
         """
         for found in gc.get_objects():
-            if type(found) is ConfigParser:
-                if any(item is self for item in found.ref_resolver.resolved_content.values()):
-                    return found
+            if type(found) is ConfigParser and any(
+                self is item for item in found.ref_resolver.resolved_content.values()
+            ):
+                return found
         raise RuntimeError("RunningConfig: must be an entry of a config; no config built this one")
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from monai_losses_ext.arguments import Limits, check_arguments
 from monai_losses_ext.data.dataset import read_cases, split_cases
 from monai_losses_ext.data.patch import check_patch
 from monai_losses_ext.data.rows import Count, NotNegative, Number, Share
-from monai_losses_ext.errors import fail
+from monai_losses_ext.errors import UserError, fail
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.metrics import foreground_labels
 from monai_losses_ext.schedules import get_schedules, weights_at
@@ -55,7 +55,7 @@ def check_options(parser: ConfigParser) -> None:
     check_labels(parser.get_parsed_content("labels"))
 
 
-def check_labels(labels: Mapping[str, str]) -> None:
+def check_labels(labels: Mapping[int | str, str]) -> None:
     """Check that labels are ``{"0": "background", "1": ..., ...}``: a name for each channel of the network.
 
     Raises:
@@ -104,7 +104,10 @@ def check_data(dataset_dir: str | os.PathLike[str]) -> None:
     Raises:
         UserError: if it does not.
     """
-    split_cases(read_cases(dataset_dir))
+    try:
+        split_cases(read_cases(dataset_dir))
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def check_processes(n_cases: int, n_processes: int) -> None:

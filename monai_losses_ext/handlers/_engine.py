@@ -1,31 +1,42 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the handlers share: reading what a MONAI engine gives out."""
+"""What several handlers need to read the output of a MONAI engine."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.utils import is_scalar
 
 from monai_losses_ext.distance import voxel_size
-from monai_losses_ext.errors import fail
+from monai_losses_ext.errors import UserError, fail
 
 
 def decollated(engine: Engine) -> list[dict[str, Any]]:
-    """Return the evaluator's output as a list with one dictionary per case."""
+    """Return the evaluator's output as a list with one dictionary per case.
+
+    Raises:
+        UserError: for an evaluator that gives out whole batches.
+    """
     output: Any = engine.state.output
     if not isinstance(output, list):
         raise fail("evaluator", "must give its output case by case (decollate=True)", type(output).__name__)
     return output
 
 
-def case_file(reference: torch.Tensor, default: str) -> str:
-    """Return the label's file, or ``default`` for a label from no file; ``case_names`` makes names of all of them."""
+def case_file(reference: torch.Tensor) -> str | None:
+    """Return the path of a label's file; None for a label that was not read from one."""
     path = reference.meta.get("filename_or_obj") if isinstance(reference, MetaTensor) else None
-    return str(path) if path else default
+    return str(path) if path else None
+
+
+def numbered(index: int) -> str:
+    """Return the name of a case that has no file, from its place in the data set, the first being 0."""
+    return f"case_{index:04d}"
 
 
 def label_spacing(reference: torch.Tensor) -> list[float] | None:
@@ -37,9 +48,9 @@ def label_spacing(reference: torch.Tensor) -> list[float] | None:
 
 
 def check_shapes(case: str, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-    """Raise a ValueError where prediction and label do not lie on the same grid."""
+    """Raise a UserError where prediction ``[C, *S]`` and label ``[1, *S]`` do not have the same ``S``."""
     if prediction.shape[1:] != reference.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"pred: must have the label's spatial shape {tuple(reference.shape[1:])}; got "
             f"{tuple(prediction.shape[1:])} for case {case!r}. Bring it back to the image's space with Invertd."
         )
@@ -53,7 +64,7 @@ def class_mask(volume: Any, value: int) -> Any:
         value: the class's value in the label map, and its channel in the one-hot volume.
 
     Raises:
-        ValueError: for a value that is no channel of a one-hot volume.
+        UserError: for a value that is no channel of a one-hot volume.
     """
     plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
     if len(plain) == 1:
@@ -61,6 +72,11 @@ def class_mask(volume: Any, value: int) -> Any:
     if value >= len(plain):
         raise fail("labels", f"must be channels of the one-hot volume, which has {len(plain)}", value)
     return plain[value] > 0.5
+
+
+def numeric(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return those of an engine's metrics that are single numbers, as Python's own."""
+    return {name: float(value) for name, value in metrics.items() if is_scalar(value) and not isinstance(value, str)}
 
 
 def is_last_iteration(engine: Engine) -> bool:

@@ -42,8 +42,8 @@ class Plane:
     reference: np.ndarray
     spacing: tuple[float, float]
 
-    def centres(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the coordinates of the voxels' centres along X and Y, in mm from the lower left corner."""
+    def centers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coordinates of the voxels' centers along X and Y, in mm from the lower left corner."""
         x, y = ((np.arange(n) + 0.5) * mm for n, mm in zip(self.image.shape, self.spacing, strict=True))
         return x, y
 

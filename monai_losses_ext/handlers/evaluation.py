@@ -23,8 +23,19 @@ from monai_losses_ext.handlers._engine import (
     decollated,
     is_last_iteration,
     label_spacing,
+    numbered,
 )
-from monai_losses_ext.metrics import ALL, METRICS, class_metrics, foreground_labels, metric_name, nan_mean, numbers
+from monai_losses_ext.metrics import (
+    ALL,
+    METRICS,
+    class_metrics,
+    foreground_labels,
+    ignored_labels,
+    known_voxels,
+    metric_name,
+    nan_mean,
+    numbers,
+)
 
 
 class SegmentationReport:
@@ -50,6 +61,8 @@ class SegmentationReport:
         use_subvoxels: see :func:`monai_losses_ext.metrics.class_metrics`.
         across_ranks: gather the cases of all processes of a distributed evaluation, each of which must have this
             handler then. Without, each reports its own.
+        ignore_label: label value, or a list of them, of voxels whose class is not known. They count neither as
+            reference nor as prediction, in any metric.
 
     Edge:
         A class that neither reference nor prediction has is ``nan`` in the CSV and does not count in the means. A class
@@ -57,8 +70,8 @@ class SegmentationReport:
         ``empty`` says which one was empty. A class that no case has gets a NaN mean.
 
     Raises:
-        ValueError: one line, for a wrong argument, such as two classes whose names would be the same in the metrics;
-            a label without affine and no ``spacing``; shapes of prediction and label that differ.
+        UserError: for a wrong argument, such as two classes whose names would be the same in the metrics; a label
+            without affine and no ``spacing``; shapes of prediction and label that differ.
     """
 
     def __init__(
@@ -70,8 +83,10 @@ class SegmentationReport:
         spacing: Sequence[float] | None = None,
         use_subvoxels: bool = True,
         across_ranks: bool = False,
+        ignore_label: int | Sequence[int] | None = None,
     ) -> None:
-        self.labels = foreground_labels(labels)
+        self.ignored = ignored_labels(ignore_label)
+        self.labels = {v: name for v, name in foreground_labels(labels).items() if v not in self.ignored}
         self.csv_path = None if csv_path is None else Path(csv_path)
         tolerances = tolerance_mm if isinstance(tolerance_mm, Iterable) else [tolerance_mm] * len(self.labels)
         self.tolerances = numbers("tolerance_mm", tolerances, Limits(minimum=0))
@@ -97,15 +112,21 @@ class SegmentationReport:
     def _measure(self, engine: Engine) -> None:
         for output in decollated(engine):
             prediction, reference = output["pred"], output["label"]
-            case = case_file(reference, default=f"case_{len(self.rows) // len(self.labels):04d}")
-            check_shapes(case, prediction, reference)
+            index = len(self.rows) // len(self.labels)
+            case = case_file(reference)
+            check_shapes(case or numbered(index), prediction, reference)
             spacing = self.spacing or label_spacing(reference)
             if spacing is None:
                 raise fail("spacing", "must be given for labels without an affine, that is, plain tensors", None)
+            known = known_voxels(reference, self.ignored) if self.ignored else None
             for (value, name), tolerance in zip(self.labels.items(), self.tolerances, strict=True):
-                masks = class_mask(prediction, value), class_mask(reference, value)
-                numbers = class_metrics(*masks, spacing, tolerance, self.metrics, self.use_subvoxels)
-                self.rows.append({"case": case, "class": name, **numbers, "empty": empty_masks(*masks)})
+                masks = [class_mask(volume, value) for volume in (prediction, reference)]
+                if known is not None:
+                    masks = [mask & known for mask in masks]
+                values = class_metrics(masks[0], masks[1], spacing, tolerance, self.metrics, self.use_subvoxels)
+                self.rows.append(
+                    {"case": case or index, "class": name, **values, "empty": empty_masks(masks[0], masks[1])}
+                )
         if is_last_iteration(engine):
             self._finish(engine)
 
@@ -113,10 +134,7 @@ class SegmentationReport:
         if self._finished:
             return
         self._finished = True
-        if self.across_ranks and dist.is_available() and dist.is_initialized():
-            of_ranks: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(of_ranks, self.rows)
-            self.rows = [row for rows in of_ranks for row in rows]
+        self.rows = self._rows_of_all_ranks()
         names = case_names(row["case"] for row in self.rows)
         for row in self.rows:
             row["case"] = names[row["case"]]
@@ -127,12 +145,28 @@ class SegmentationReport:
                 key = f"mean_{metric}" if row["class"] == ALL else f"{metric}_{metric_name(row['class'])}"
                 engine.state.metrics[key] = row[metric]
         if self.csv_path is not None:
-            self.csv_path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.csv_path, "w", newline="") as file:
-                writer = csv.DictWriter(file, ["case", "class", *self.metrics, "empty"])
-                writer.writeheader()
-                for row in self.rows + means:
-                    writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            self._write_csv(self.csv_path, means)
+
+    def _rows_of_all_ranks(self) -> list[dict[str, Any]]:
+        """Return the rows with a name for every case, also for one whose label was not read from a file."""
+        of_ranks: list[list[dict[str, Any]]] = [self.rows]
+        if self.across_ranks and dist.is_available() and dist.is_initialized():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, self.rows)
+            of_ranks = gathered
+        for rank, rows in enumerate(of_ranks):
+            for row in rows:
+                if isinstance(row["case"], int):  # a distributed sampler deals the cases out in turn
+                    row["case"] = numbered(row["case"] * len(of_ranks) + rank)
+        return [row for rows in of_ranks for row in rows]
+
+    def _write_csv(self, path: Path, means: list[dict[str, Any]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["case", "class", *self.metrics, "empty"])
+            writer.writeheader()
+            for row in self.rows + means:
+                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
     def _means(self) -> list[dict[str, Any]]:
         """Return a row of means per class, then one for all of them."""

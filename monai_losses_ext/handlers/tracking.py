@@ -12,7 +12,9 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
 
+from monai_losses_ext.errors import UserError
 from monai_losses_ext.handlers._engine import is_last_iteration
+from monai_losses_ext.handlers.divergence import last_terms
 from monai_losses_ext.metrics import metric_name
 
 
@@ -44,7 +46,7 @@ class LossTracker:
             handler then. Without, each tracks what it saw itself.
 
     Raises:
-        SystemExit: one line, when the training starts, if the loss has weights to learn and the optimizer lacks them.
+        UserError: when the training starts, if the loss has weights to learn and the optimizer lacks them.
 
     Example:
         ``{"_target_": "monai_losses_ext.handlers.LossTracker", "loss": "@loss", "optimizer": "@optimizer"}``
@@ -72,7 +74,7 @@ class LossTracker:
     def of_iteration(self, output: Any) -> dict[str, float]:
         """Return the loss of the last iteration, its terms and weights: an ``output_transform`` for MLFlowHandler."""
         first = output[0] if isinstance(output, list) else output
-        terms = getattr(self._compound(), "last_terms", {})
+        terms = last_terms(self.loss)
         values = {"loss": first["loss"], **{f"loss_{metric_name(name)}": term.mean() for name, term in terms.items()}}
         return {f"iteration_{name}": float(value) for name, value in {**values, **self._weights()}.items()}
 
@@ -80,8 +82,8 @@ class LossTracker:
         wanted = [p for p in self.loss.parameters() if p.requires_grad] if isinstance(self.loss, nn.Module) else []
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if any(id(p) not in held for p in wanted):
-            raise SystemExit(
-                "error: optimizer: must train the weights that the loss learns; it lacks them. In the config: "
+            raise UserError(
+                "optimizer: must train the weights that the loss learns; it lacks them. In the config: "
                 '"optimizer#params": "$[{\'params\': list(@network.parameters())}, '
                 "{'params': list(@loss.parameters()), 'lr': 0.01, 'weight_decay': 0.0}]\"."
             )
@@ -92,8 +94,7 @@ class LossTracker:
     def _collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
         self._batch_sizes.append(len(output["image"]))
-        terms = getattr(self._compound(), "last_terms", {})
-        for name, value in {"loss": output["loss"], **terms}.items():
+        for name, value in {"loss": output["loss"], **last_terms(self.loss)}.items():
             self._values.setdefault(name, []).append(value.detach().mean())  # as the trainer does
         if is_last_iteration(engine):
             self._write(engine)

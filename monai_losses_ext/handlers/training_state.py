@@ -1,31 +1,42 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What survives a crash: the state of a training, and its best network so far."""
+"""What survives a crash: the state of a training, its best network so far, and its last one."""
 
 from __future__ import annotations
 
-import io
+import logging
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_losses_ext.errors import describe, fail
+from monai_losses_ext.errors import UserError, describe, one_of
+from monai_losses_ext.handlers._difference import ABSENT, difference
+from monai_losses_ext.handlers.state_file import (
+    check_readable,
+    check_weights_of_training,
+    load_state,
+    plain,
+    save_weights,
+    save_whole,
+)
 
 
 class TrainingState:
     """Save after every epoch what a training needs to go on, and go on from there.
 
     Beside the objects it keeps the trainer's epoch and iteration and, with mixed precision, the gradient scaler, which
-    MONAI's trainer makes anew in every ``run()``. Wherever it stands in the list, an epoch is saved when the other
-    handlers have written theirs. List it before MONAI's MLFlowHandler all the same: a file that is refused then stops
-    the training before a run is opened. A crash while saving leaves the former file whole.
+    MONAI's trainer makes anew in every ``run()``. It saves once more before the first epoch, so that a training can be
+    resumed whenever it is stopped. A crash or a full disk while saving leaves the former file whole, and a network with
+    weights that are NaN or infinite is not saved.
+
+    Its place in the list of handlers does not matter for what is saved: it is always the last one to act on the end of
+    an epoch. It should stand before the MLflow handler all the same: a file that is refused then stops the training
+    before a run is opened.
 
     With random numbers that depend on nothing but seed and epoch (:class:`EpochSeed`), a training that was killed and
     resumed comes to the same numbers as one that ran through: the epoch that was cut short is trained again.
@@ -33,15 +44,16 @@ class TrainingState:
     Args:
         path: the file.
         objects: name -> what has ``state_dict()`` and ``load_state_dict()``: network, optimizer, scheduler, loss, ...
-        values: name -> number or text to keep beside them, such as the name of the run; see :func:`saved_value`.
+        values: name -> number or text to keep beside them, such as the name of the run.
         same: name -> what has to be the same in the training that is resumed, such as the number of epochs, on which
-            the learning rate's schedule depends.
+            the learning rate's schedule depends. Values may be nested dictionaries and lists.
         resume: whether to go on from the file when the training starts.
         save: whether to write; False on every rank but the first.
 
     Raises:
-        SystemExit: one line, when the training starts, where the file is of another training, or where a value could
-            be saved but not be read again: :func:`load_state` takes no code from a file.
+        UserError: when the training starts, where the file is of another training, with the first value that differs;
+            where a value could be saved but not be read again, since reading a state runs no code from the file;
+            when an epoch ends, where weights are not finite or the disk is full.
     """
 
     def __init__(
@@ -55,8 +67,8 @@ class TrainingState:
     ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
-        self.values = _plain(values or {})
-        self.same = _plain(same or {})
+        self.values = plain(values or {})
+        self.same = plain(same or {})
         self.resume = resume
         self.save = save
 
@@ -66,26 +78,32 @@ class TrainingState:
 
     def _start(self, engine: Engine) -> None:
         self._is_checked = False
-        if self.save:
+        if self.save and self.resume:  # without a resume, the first save checks
             check_readable(self._state(engine))
         if self.resume:
             self._restore(engine)
+        elif self.save:
+            self._save(engine)
         if self.save and not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)  # now, so that it comes after all others
 
     def _save(self, engine: Engine) -> None:
         state = self._state(engine)
-        if not self._is_checked:  # once more, as an optimizer has its state from the first step on
+        for name, item in self.objects.items():
+            if isinstance(item, nn.Module):
+                # Parameters alone: a buffer may say by NaN that it holds nothing yet.
+                check_weights_of_training(dict(item.named_parameters()), name)
+        if not self._is_checked:
             check_readable(state)
-            self._is_checked = True
+            self._is_checked = engine.state.iteration > 0  # an optimizer has its state from the first step on
         save_whole(state, self.path)
 
     def _state(self, engine: Engine) -> dict[str, Any]:
         scaler = getattr(engine, "scaler", None)
         return {
             "trainer": {"epoch": engine.state.epoch, "iteration": engine.state.iteration},
-            "scaler": None if scaler is None else _plain(scaler.state_dict()),
-            "objects": {name: _plain(item.state_dict()) for name, item in self.objects.items()},
+            "scaler": None if scaler is None else plain(scaler.state_dict()),
+            "objects": {name: plain(item.state_dict()) for name, item in self.objects.items()},
             "values": self.values,
             "same": self.same,
         }
@@ -93,14 +111,20 @@ class TrainingState:
     def _restore(self, engine: Engine) -> None:
         state = load_state(self.path)
         for name, value in self.same.items():
-            if state["same"].get(name) != value:
-                theirs, ours = describe(state["same"].get(name)), describe(value)
-                raise SystemExit(
-                    f"error: resume: {self.path} is of a training with {name} {theirs}; this config has {ours}."
+            found = difference(state["same"].get(name, ABSENT), value)
+            if found is not None:
+                place, theirs, ours = found
+                raise UserError(
+                    f"resume: {self.path} is of a training with {name}{place} {theirs}; this config has {ours}. Give "
+                    "what that training had, or train anew without --resume."
                 )
         for name, item in self.objects.items():
             self._restore_object(name, item, state["objects"])
         engine.state.epoch, engine.state.iteration = state["trainer"]["epoch"], state["trainer"]["iteration"]
+        if engine.state.max_epochs is not None and engine.state.epoch >= engine.state.max_epochs:
+            logging.getLogger(__name__).info(
+                f"resume: all {engine.state.max_epochs} epochs are trained already: there is nothing to do"
+            )
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
@@ -109,8 +133,8 @@ class TrainingState:
         try:
             item.load_state_dict(states[name])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise SystemExit(
-                f"error: resume: {self.path} is of another training: its {name} does not fit this config "
+            raise UserError(
+                f"resume: {self.path} is of another training: its {name} does not fit this config "
                 f"({describe(str(error))})."
             ) from None
 
@@ -118,9 +142,9 @@ class TrainingState:
 class BestModel:
     """Save the network's weights, as a bare ``state_dict``, whenever the validation is better than ever before.
 
-    MONAI's CheckpointSaver does the same, but a crash while it writes destroys the former file, and it can keep its
-    memory of the best value only inside the model's file: without, a resumed training would overwrite the best weights
-    with worse ones.
+    MONAI's CheckpointSaver does the same, but a crash while it writes destroys the former file, and it keeps the best
+    value only inside the model's file, if at all. A resumed training that does not know the best value would overwrite
+    the best weights with worse ones.
 
     Args:
         path: the file.
@@ -129,7 +153,11 @@ class BestModel:
         save: whether to write; False on every rank but the first.
 
     Attributes:
-        best: the highest value so far.
+        best: the highest value so far; minus infinity before the first.
+
+    Raises:
+        UserError: when a validation ends, where the evaluator has no such metric, weights are NaN or infinite, or the
+            disk is full.
     """
 
     def __init__(
@@ -146,11 +174,11 @@ class BestModel:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _save(self, engine: Engine) -> None:
-        value = float(engine.state.metrics[self.metric])
+        value = float(engine.state.metrics[one_of("BestModel: metric", self.metric, engine.state.metrics)])
         if value > self.best:
-            self.best = value
             if self.save:
-                save_whole(self.network.state_dict(), self.path)
+                save_weights(self.network, self.path)
+            self.best = value
 
     def state_dict(self) -> dict[str, float]:
         """Return the highest value so far."""
@@ -164,12 +192,15 @@ class BestModel:
 class FinalModel:
     """Save the network's weights, as a bare ``state_dict``, when the training is completed.
 
-    MONAI's CheckpointSaver would also do so when the training fails, at its very start for instance, and write over the
-    weights of a former one.
+    MONAI's CheckpointSaver would also do so when the training fails, even at its very start, and overwrite the weights
+    of a former training.
 
     Args:
         path: the file.
         network: whose weights.
+
+    Raises:
+        UserError: where weights are NaN or infinite, or the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike[str], network: nn.Module) -> None:
@@ -181,69 +212,4 @@ class FinalModel:
         engine.add_event_handler(Events.COMPLETED, self._save)
 
     def _save(self, engine: Engine) -> None:
-        save_whole(self.network.state_dict(), self.path)
-
-
-def check_readable(state: Mapping[str, Any]) -> None:
-    """Check that :func:`load_state` will be able to read what is about to be saved.
-
-    Raises:
-        SystemExit: one line with the first entry that it could not.
-    """
-    for part in ("objects", "values", "same"):
-        for name, value in state[part].items():
-            buffer = io.BytesIO()
-            try:
-                torch.save(value, buffer)
-                torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
-            except Exception:
-                rule = "must consist of tensors, numbers and texts, so that the training can be resumed"
-                raise SystemExit(f"error: TrainingState: {fail(f'{part}: {name}', rule, value)}") from None
-
-
-def save_whole(content: Any, path: Path) -> None:
-    """Write a file with ``torch.save`` so that a crash or a full disk leaves the former one as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    unfinished.replace(path)
-
-
-def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :class:`TrainingState` wrote.
-
-    Raises:
-        SystemExit: one line, if there is no such file or it is no such state.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SystemExit(f"error: resume: there is no training to resume at {path}. Train without --resume.") from None
-    except Exception as error:
-        raise SystemExit(f"error: resume: {path} cannot be read ({describe(str(error))}).") from None
-    if not isinstance(state, dict) or set(state) != {"trainer", "scaler", "objects", "values", "same"}:
-        raise SystemExit(f"error: resume: {path} holds no state of a training.")
-    return state
-
-
-def saved_value(path: str | os.PathLike[str], name: str) -> Any:
-    """Return one of the values that :class:`TrainingState` kept in its file."""
-    return load_state(path)["values"][name]
-
-
-def _plain(state: Any) -> Any:
-    """Return a state with Python's own types, as ``torch.load(weights_only=True)`` refuses most others."""
-    if isinstance(state, np.generic):
-        return state.item()
-    if isinstance(state, Mapping):
-        return {key: _plain(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(map(_plain, state)) if type(state) in (list, tuple) else [*map(_plain, state)]
-    return state
+        save_weights(self.network, self.path)

@@ -23,7 +23,6 @@ Reduction = Literal["none", "mean", "sum"]
 NonNegative = Annotated[float, arguments.Limits(minimum=0)]
 Positive = Annotated[float, arguments.Limits(above=0)]
 Fraction = Annotated[float, arguments.Limits(minimum=0, maximum=1)]
-Exponent = Annotated[float, arguments.Limits(minimum=0, maximum=1000)]  # 0.5 to this is 0 in float32
 ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
 # Labels alone, or a dictionary with them and what belongs to them; or either, taken apart already.
 TargetLike = Tensor | Mapping[str, Tensor] | Target
@@ -267,6 +266,11 @@ class RangeCheck:
                 "is not. For logits, set softmax=True or sigmoid=True.",
                 stacklevel=5,
             )
+
+
+def mean(values: Tensor) -> Tensor:
+    """Return the mean, and 0 for a batch without samples, as a mean over no voxel is."""
+    return values.mean() if values.numel() else values.sum()
 
 
 def divisor(count: Tensor) -> Tensor:

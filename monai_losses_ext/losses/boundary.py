@@ -14,7 +14,16 @@ from torch import Tensor
 
 from monai_losses_ext import arguments
 from monai_losses_ext.distance import signed_distance, voxel_size
-from monai_losses_ext.losses.base import ClassWeights, Positive, Reduction, Sums, VoxelLoss, activation_of, divisor
+from monai_losses_ext.losses.base import (
+    ClassWeights,
+    Positive,
+    Reduction,
+    Sums,
+    VoxelLoss,
+    activation_of,
+    divisor,
+    mean,
+)
 from monai_losses_ext.sums.target import IgnoreIndex, Target
 
 
@@ -52,7 +61,7 @@ class BoundaryLoss(VoxelLoss):
             for maps that are computed here.
         spacing: voxel size in mm, one number or one per axis, for maps that are computed here; taken from the affine of
             the target, sample by sample, unless given; 1 mm, with a warning, for a target without an affine.
-        distance_backend: ``edt``, ``scipy`` or ``auto``, see :func:`monai_losses_ext.distance.signed_distance`.
+        distance_backend: ``numba``, ``scipy`` or ``auto``, see :func:`monai_losses_ext.distance.signed_distance`.
 
     Shape:
         input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]`` or a dictionary with such a label;
@@ -85,7 +94,7 @@ class BoundaryLoss(VoxelLoss):
         absent: Literal["far", "zero"] = "far",
         convention: Literal["signed", "kervadec"] = "signed",
         spacing: Positive | Sequence[Positive] | None = None,
-        distance_backend: Literal["auto", "edt", "scipy"] = "auto",
+        distance_backend: Literal["auto", "numba", "scipy"] = "auto",
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
         arguments.check_arguments(BoundaryLoss.__init__, locals())
@@ -165,4 +174,4 @@ class BoundaryLoss(VoxelLoss):
             values = values.mean(0)
         if self.reduction == "none":
             return values
-        return values.mean() if self.reduction == "mean" else values.sum()
+        return mean(values) if self.reduction == "mean" else values.sum()

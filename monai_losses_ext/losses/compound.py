@@ -194,10 +194,8 @@ class CompoundLoss(_Loss):
             if activation is None:
                 continue
             if first is not None and first[1] != activation:
-                rule = (
-                    "must read the input alike (softmax, sigmoid, or none for probabilities); mixed_activations=True "
-                )
-                rule += "allows it"
+                rule = "must all read the input alike, by softmax, by sigmoid, or as probabilities (none), unless "
+                rule += "mixed_activations=True"
                 raise errors.fail("losses", rule, f"{first[1]} for {first[0]!r} and {activation} for {name!r}")
             first = first or (name, activation)
 

@@ -111,10 +111,12 @@ def _heads(input: Tensor | Sequence[Tensor] | None, target: TargetLike) -> list[
 def _holds_heads(input: Tensor, target: TargetLike) -> bool:  # noqa: A002
     """Tell whether a tensor is ``[B, heads, C, *S]``: it has an axis more than a label with a channel axis.
 
-    A label of whole numbers without a channel axis, ``[B, *S]``, has an axis less than plain scores too, and is taken
-    for that where it fits.
+    Of two readings that both fit a label of whole numbers, the one without heads counts: ``[B, *S]`` labels and
+    ``[B, C, *S]`` scores.
     """
     label = label_of(target)
+    if input.ndim == label.ndim + 2:
+        return input.shape[3:] == label.shape[1:]
     if input.ndim != label.ndim + 1 or input.ndim < 4:
         return False
     is_plain = input.shape[2:] == label.shape[1:] and not (label.is_floating_point() or label.dtype == torch.bool)
@@ -124,7 +126,9 @@ def _holds_heads(input: Tensor, target: TargetLike) -> bool:  # noqa: A002
 def _parsed(target: TargetLike, head: Tensor) -> Target:
     """Return the target, checked against a head, whose resolution may be lower."""
     label = label_of(target)
-    size = label.shape[max(1, label.ndim - head.ndim + 2) :]
+    if label.ndim not in (head.ndim - 1, head.ndim):
+        return Target.parse(target, head)  # which says what is wrong
+    size = label.shape[label.ndim - head.ndim + 2 :]
     full = head.detach().new_empty(1).expand(*head.shape[:2], *size)
     return Target.parse(target, full)
 
@@ -132,28 +136,34 @@ def _parsed(target: TargetLike, head: Tensor) -> Target:
 def resampled(target: Target, size: Sequence[int]) -> Target:
     """Return a target at another size: labels from the nearest voxel, maps and weights linearly.
 
-    Labels of any dtype, as ``torch.nn.functional.interpolate`` with ``nearest-exact``, which knows no integers. The
-    affine follows; without one, the voxels of the full resolution are taken for 1 mm.
+    The affine follows; without one, the voxels of the full resolution are taken for 1 mm.
     """
-    old_size = target.label.shape[2:]
-    if tuple(old_size) == tuple(size):
+    if tuple(target.label.shape[2:]) == tuple(size):
         return target
-    label = target.label
     affine = torch.eye(4, dtype=torch.float64) if target.affine is None else target.affine
     affine = torch.as_tensor(affine, dtype=torch.float64)
     scale = torch.eye(affine.shape[-1], dtype=torch.float64, device=affine.device)
-    for axis, (old, new) in enumerate(zip(old_size, size, strict=True)):
-        middles = 2 * torch.arange(new, device=label.device) + 1  # twice the middle of each new voxel
-        label = label.index_select(axis + 2, middles * old // (2 * new))
+    for axis, (old, new) in enumerate(zip(target.label.shape[2:], size, strict=True)):
         scale[axis, axis] = old / new
         scale[axis, -1] = (old / new - 1) / 2  # the middle of the first new voxel, in old voxels
     return replace(
         target,
-        label=label,
+        label=resample_label(target.label, size),
         affine=affine @ scale,
         distance=_interpolated(target.distance, size),
         weight=_interpolated(target.weight, size),
     )
+
+
+def resample_label(label: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a label ``[B, *S]`` or ``[B, C, *S]`` of any dtype at another size, each voxel from the nearest.
+
+    As ``torch.nn.functional.interpolate`` with ``nearest-exact``, which knows no integers.
+    """
+    for axis, (old, new) in enumerate(zip(label.shape[-len(size) :], size, strict=True), label.ndim - len(size)):
+        middles = 2 * torch.arange(new, device=label.device) + 1  # twice the middle of each new voxel
+        label = label.index_select(axis, middles * old // (2 * new))
+    return label
 
 
 def _interpolated(volume: Tensor | None, size: Sequence[int]) -> Tensor | None:

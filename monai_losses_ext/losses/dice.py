@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.base import ClassWeights, NonNegative, Reduction, Sums, VoxelLoss, activation_of
+from monai_losses_ext.losses.base import ClassWeights, NonNegative, Reduction, Sums, VoxelLoss, activation_of, mean
 from monai_losses_ext.sums.target import IgnoreIndex
 
 
@@ -51,7 +51,7 @@ class OverlapLoss(VoxelLoss):
         if self.class_weight is not None and values.shape[1] > 1:
             values = values * self.per_counted_class("weight", self.class_weight, values, num_channels)
         if self.reduction == "mean":
-            return values.mean()
+            return mean(values)
         if self.reduction == "sum":
             return values.sum()
         return values[0] if self.batch else values

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.base import ClassWeights, Exponent, Fraction, NonNegative, Reduction
+from monai_losses_ext.losses.base import ClassWeights, Fraction, NonNegative, Reduction
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.dice import DiceLoss
@@ -136,7 +136,7 @@ class DiceFocalLoss(CompoundLoss):
         smooth_nr: NonNegative = 1e-5,
         smooth_dr: NonNegative = 1e-5,
         batch: bool = False,
-        gamma: Exponent = 2.0,
+        gamma: NonNegative = 2.0,
         weight: ClassWeights = None,
         lambda_dice: NonNegative = 1.0,
         lambda_focal: NonNegative = 1.0,

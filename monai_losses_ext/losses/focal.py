@@ -12,7 +12,6 @@ from torch import Tensor
 from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import (
     ClassWeights,
-    Exponent,
     Fraction,
     NonNegative,
     Reduction,
@@ -34,7 +33,7 @@ class FocalLoss(VoxelLoss):
     Args:
         include_background: whether class 0 counts; it is always part of the softmax.
         to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
-        gamma: exponent, between 0 and 1000.
+        gamma: exponent, at least 0.
         alpha: balance between classes. One number in [0, 1] weighs the foreground by alpha and the background by
             1 - alpha (softmax), or positive voxels by alpha and negative ones by 1 - alpha (sigmoid). A list holds
             alpha per class: the class's weight (softmax), or as for one number but per channel (sigmoid).
@@ -71,7 +70,7 @@ class FocalLoss(VoxelLoss):
         self,
         include_background: bool = True,
         to_onehot_y: bool = False,
-        gamma: Exponent = 2.0,
+        gamma: NonNegative = 2.0,
         alpha: Fraction | Sequence[NonNegative] | Tensor | None = None,
         weight: ClassWeights = None,
         reduction: Reduction = "mean",

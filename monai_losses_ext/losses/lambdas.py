@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from monai_losses_ext.arguments import Limits, number
+from monai_losses_ext.losses import monais
 
 # MONAI's names of the weights, and the component that each belongs to.
 PARTS = {"lambda_dice": "dice", "lambda_gdl": "dice", "lambda_ce": "cross_entropy", "lambda_focal": "focal"}
@@ -32,6 +34,10 @@ def with_lambdas(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapp
     given = {
         PARTS[key]: number(f"get_loss: {key}", defaults[key], Limits(minimum=0)) for key in PARTS if key in defaults
     }
+    kind = config.get("type")
+    if isinstance(kind, str) and kind.removeprefix(monais.PREFIX) in monais.CLASSES:  # has weights of these names
+        takes = inspect.signature(monais.CLASSES[kind.removeprefix(monais.PREFIX)]).parameters
+        return {**{key: defaults[key] for key in PARTS if key in defaults and key in takes}, **config}
     parts = _open_parts(config) if given else []
     if not parts:
         return config

@@ -51,6 +51,7 @@ def build(kind: str, where: str, config: Mapping[str, Any], defaults: Mapping[st
     flags = {**flags, "to_onehot_y": True, **defaults}
     if arguments.get("sigmoid") or flags.get("sigmoid"):
         flags["to_onehot_y"] = defaults.get("to_onehot_y", False)  # regions are labels of their own
+        flags.setdefault("include_background", True)  # and channel 0 is one of them, whatever the class's default
     arguments = {key: value for key, value in flags.items() if key in allowed} | arguments
     try:
         return loss_class(**arguments)

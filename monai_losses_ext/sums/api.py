@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 from monai_losses_ext.errors import fail, one_of
+from monai_losses_ext.extras import is_installed
 from monai_losses_ext.sums import chunked, proof, terms
 from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 # auto: the fastest that the device has. reference: the definition itself, with volume-sized temporaries.
 BACKENDS = ("auto", "chunked", "numba", "triton", "reference")
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_NUMBA = is_installed("numba")
+HAS_TRITON = is_installed("triton")
 TRITON_MAX_CLASSES = 256
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -74,7 +74,7 @@ def voxel_sums(
 
 def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: str, backend: str = "auto") -> Tensor:  # noqa: A002
     """Return the sums of checked arguments as one tensor, ``[T, B, C]`` in the order of the terms."""
-    logits = plain(input)
+    logits = input if type(input) is Tensor else plain(input)
     if logits.ndim == 2:  # one voxel per sample
         logits, target = logits.unsqueeze(2), target.part((..., None))
     if backend == "reference":
@@ -95,6 +95,8 @@ def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: 
 
 def _resolved(backend: str, logits: Tensor) -> str:
     """Return the backend for this input; what was asked for by name is that or an error."""
+    if backend not in BACKENDS:
+        one_of("backend", backend, BACKENDS)
     on_cpu, few = logits.device.type == "cpu", logits.shape[1] <= TRITON_MAX_CLASSES
     if backend == "auto":
         has_kernels = HAS_NUMBA if on_cpu else HAS_TRITON and logits.is_cuda and few

@@ -49,7 +49,7 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
     def work(i: int) -> None:
         place, x, part = parts[i]
         # Within an operator torch records nothing for backward(), but vjp does.
-        _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())
+        _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
         gradient[place] = pull(grad_sums[:, place[0]])[0]
 
     _share(work, len(parts), logits)

@@ -37,7 +37,7 @@ class _Call:
             return
         try:
             self.work()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
+        except BaseException as error:
             self.answers.put(error)
         else:
             self.answers.put(None)

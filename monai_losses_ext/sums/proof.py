@@ -55,7 +55,7 @@ def _difference(backend: ModuleType, device: str, activation: str) -> str | None
     slopes = torch.linspace(-1, 2, len(terms) * 6, device=device).reshape(len(terms), 2, 3)
     leaf = logits.clone()
     with torch.autocast(device, enabled=False), torch.inference_mode(False):
-        expected, pull = torch.func.vjp(lambda x: T.reference_sums(x, target, terms, activation), leaf)
+        expected, pull = torch.func.vjp(lambda x: T.reference_sums(x, target, terms, activation), leaf)  # type: ignore[misc]
         sums = backend.forward(logits, target, terms, activation)
         gradient = backend.backward(slopes, logits, target, terms, activation)
         for term, mine, right in zip(terms, sums, expected, strict=True):

@@ -187,7 +187,7 @@ def label_of(target: Tensor | Mapping[str, Any] | Target) -> Tensor:
     label = target.get(LABEL) if isinstance(target, Mapping) else target
     if not isinstance(label, Tensor):
         got = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
-        raise fail("target", f"must be a tensor, or a dictionary with the tensor {LABEL!r}", got)
+        raise fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {', '.join(KEYS[1:])})", got)
     return label
 
 

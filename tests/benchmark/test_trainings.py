@@ -37,12 +37,12 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, dataset):
     """A folder with a real training of one epoch, and the command that is reported for it."""
-    root = tmp_path_factory.mktemp("trained")
+    root = tmp_path_factory.mktemp("output") / "train_small"
     return root, losses.train(BUNDLE, dataset, root, SMALL, 1)
 
 
 def written(root):
-    return (root / "models" / "model_final.pt").stat().st_mtime_ns
+    return (root / "model_final.pt").stat().st_mtime_ns
 
 
 def test_the_same_training_is_not_run_again(trained, dataset):
@@ -50,7 +50,7 @@ def test_the_same_training_is_not_run_again(trained, dataset):
     before = written(root)
     assert losses.train(BUNDLE, dataset, root, SMALL, 1) == command
     assert written(root) == before
-    config = json.loads((root / "output" / "train_config.json").read_text())
+    config = json.loads((root / "train_config.json").read_text())
     assert command == (
         f"monai.bundle run, configs train.json --epochs 1 --val_interval 1 --loss_config {config['loss_config']} "
         f"--network_def {config['network_def']} --patch_size [16, 16, 16]"
@@ -80,11 +80,11 @@ def test_other_data_of_the_same_name(trained, dataset, tmp_path):
     assert not is_trained(trained[0], tmp_path / dataset.name)
 
 
-def test_a_second_training_that_crashed_in_the_folder_of_a_first(trained, dataset, tmp_path):
+def test_a_training_that_crashed_is_not_taken_for_one(trained, dataset, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(trained[0], root)
     assert is_trained(root, dataset)
-    (root / "output" / "train_config.json").touch()  # written anew as a training starts
+    (root / "finished.json").unlink()  # written when all else is
     assert not is_trained(root, dataset)
 
 
@@ -92,8 +92,9 @@ def test_quality_refuses_a_training_by_another_command(trained, dataset, tmp_pat
     bundle = tmp_path / BUNDLE.name
     (bundle / "configs").mkdir(parents=True)
     (bundle / "configs" / "train.json").write_text((BUNDLE / "configs" / "train.json").read_text())
-    for name in ("models", "output"):
-        (bundle / name).symlink_to(trained[0] / name)
+    with pytest.raises(ValueError, match="^bundle: must have been trained to the end; got "):
+        quality.measure_quality(bundle, dataset)
+    (bundle / "output").symlink_to(trained[0].parent)
     with pytest.raises(ValueError, match=r"^bundle: must have been trained by .* --epochs 1; got another .*") as caught:
         quality.measure_quality(bundle, dataset)
     assert all(key in str(caught.value) for key in ("loss_config", "network_def", "patch_size", "val_interval"))

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -16,10 +19,23 @@ from monai_losses_ext.bundlekit import render
 N_CASES = 6
 
 
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """Undo what a run within this process leaves: the path of its scripts, its hook, its filters of the log."""
+    path, hook, handlers = sys.path[:], sys.excepthook, [*logging.getLogger().handlers, logging.lastResort]
+    filters = [handler.filters[:] for handler in handlers if handler]
+    yield
+    sys.path[:], sys.excepthook = path, hook
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+    for handler, former in zip(filter(None, handlers), filters, strict=True):
+        handler.filters[:] = former
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a fresh rendering of the hippocampus bundle, so that nothing lands in the checkout."""
-    out = tmp_path_factory.mktemp("rendered")
+    out = tmp_path_factory.mktemp("rendered") / "bundles"
     render(out)
     return out / "msd_hippocampus_mri_segmentation"
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -26,6 +29,32 @@ def bundle_run(
     if done.returncode != 0:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
     return done.stdout + done.stderr
+
+
+def on_path(bundle: Path) -> None:
+    """Let this process use a bundle's scripts, as MONAI does when the bundle runs, and forget those of another."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+    sys.path.insert(1, str(bundle))
+
+
+def user_error(work: Callable[[], Any]) -> str:
+    """Return the one line of the error that a user gets to see of what MONAI and Ignite wrap; Python goes on."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        work()
+    error: BaseException | None = caught.value
+    while error is not None and not any(kind.__name__ == "UserError" for kind in type(error).__mro__):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        raise caught.value
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def only_run_folder(output: Path, kind: str = "train") -> Path:
+    """Return the folder of the one run of a kind that an output folder has."""
+    (folder,) = output.glob(f"{kind}_*")
+    return folder
 
 
 class TrackedRun:

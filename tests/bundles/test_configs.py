@@ -5,20 +5,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
+from bundles.helpers import on_path, user_error
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.bundle.reference_resolver import ReferenceResolver
 
+import monai_losses_ext
 from monai_losses_ext.data.phantoms import make_phantoms
-from monai_losses_ext.distributed import check_share
+from monai_losses_ext.data.tasks import TASKS
+from monai_losses_ext.engine import check_processes
+from monai_losses_ext.errors import UserError
 
+TEMPLATE = Path(monai_losses_ext.__file__).parent / "bundlekit" / "template"
 CONFIGS = {"train": ["train"], "evaluate": ["train", "evaluate"], "inference": ["inference"]}
 
 
@@ -32,6 +37,7 @@ def workflow(bundle: Path, name: str = "train", **overrides: Any) -> ConfigWorkf
     """Return an initialized workflow, as ``monai.bundle run`` makes one; nothing is built until it is asked for."""
     files = [str(bundle / "configs" / f"{config}.json") for config in CONFIGS[name]]
     kind = "infer" if name == "inference" else "train"
+    on_path(bundle)
     made = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)
     made.initialize()
     return made
@@ -79,24 +85,16 @@ def test_network_keeps_the_patch_shape(bundle: Path) -> None:
         assert network(torch.zeros(1, 1, *patch)).shape == (1, 3, *patch)
 
 
-def test_inference_prepares_images_as_validation_does(bundle: Path) -> None:
-    validation = workflow(bundle).parser.get("validate#preprocessing#transforms")
-    parser = workflow(bundle, "inference").parser
-    first, *others = parser.get("preprocessing#transforms")
-    assert "(@load, case)" in first
-    inference = [parser.get("load"), *others]
-    assert [{**step, "keys": "image"} for step in validation if "keys" in step] == inference  # checks have none
-
-
 @pytest.mark.parametrize("start", ["elsewhere", "configs", "root"])
 def test_outputs_stay_in_the_bundle(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
     folder = {"elsewhere": tmp_path, "configs": bundle / "configs", "root": bundle.parent}[start]
     monkeypatch.chdir(folder)
+    on_path(bundle)
     relative = {"configs": "train.json", "root": f"{bundle.name}/configs/train.json"}
     file = relative.get(start, str(bundle / "configs" / "train.json"))
     made = ConfigWorkflow(file, workflow_type="train", logging_file=False)
     made.initialize()
-    for name in ("bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "config_path"):
+    for name in ("bundle_root", "output_dir", "run_dir", "dataset_dir", "config_path"):
         assert Path(made.parser.get_parsed_content(name)).is_relative_to(bundle.resolve())
     assert made.parser.get_parsed_content("tracking_uri") == f"sqlite:///{bundle.resolve()}/output/mlruns.db"
 
@@ -104,8 +102,36 @@ def test_outputs_stay_in_the_bundle(bundle: Path, tmp_path: Path, monkeypatch: p
 def test_bundle_root_is_never_guessed(bundle: Path) -> None:
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "train.json"))
-    with pytest.raises(RuntimeError, match="Failed to evaluate"):
+    with pytest.raises(ModuleNotFoundError, match="scripts.bundle_root"):
         parser.get_parsed_content("bundle_root")
+
+
+def test_scripts_of_another_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    on_path(other)
+    assert ConfigParser({"root": {"_target_": "scripts.bundle_root"}}).get_parsed_content("root") == str(other)
+    files = [str(bundle / "configs" / "train.json")]
+    made = ConfigWorkflow(files, logging_file=False, run=["@bundle_root"])
+    made.initialize()
+    assert "Run each bundle in a process of its own" in user_error(made.run)
+
+
+@pytest.mark.parametrize("file", sorted(path.stem for path in TEMPLATE.glob("configs/*.json*")))
+def test_any_file_can_be_read_outside_of_a_workflow(bundle: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that need no folder of the bundle resolve; with the bundle on the path all do that need no data."""
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun sets it
+    parser = ConfigParser()
+    before = ["train"] if "evaluate" in file or "multi_gpu" in file else []  # these are read behind it
+    names = [*before, file.removesuffix(".json")]
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in names])
+    plain = [name for name in ("epochs", "patch_size", "labels", "amp", "mirrors", "network") if name in parser]
+    for name in plain:
+        assert parser.get_parsed_content(name) is not None
+    if "bundle_root" in parser:
+        on_path(bundle)
+        assert parser.get_parsed_content("bundle_root") == str(bundle.resolve())
+        assert parser.get_parsed_content("inferer") is not None
 
 
 def test_seed_never_moves_the_split(bundle: Path, dataset: Path) -> None:
@@ -191,17 +217,12 @@ def test_monais_tracking_flag_adds_to_the_same_run(bundle: Path, tmp_path: Path)
         assert len(handlers) == 2
         for key in ("tracking_uri", "experiment_name", "run_name"):
             assert handlers[0][key] == handlers[1][key] == f"@{key}"
-    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]  # MONAI's copy of the config, and nothing else
+    assert list(tmp_path.iterdir()) == []  # the run's own folder will hold the config
 
 
 def error_of(bundle: Path, name: str, **overrides: Any) -> str:
     """Return what a run prints when it refuses its input."""
-    with pytest.raises(SystemExit) as caught:
-        workflow(bundle, name, **overrides).run()
-    assert isinstance(caught.value.code, str)
-    assert "\n" not in caught.value.code
-    assert caught.value.code.startswith("error: ")
-    return caught.value.code
+    return f"error: {user_error(lambda: workflow(bundle, name, **overrides).run())}"
 
 
 def test_errors_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
@@ -269,6 +290,12 @@ def test_patch_that_the_network_cannot_take_is_refused_with_the_nearest(bundle: 
         ({"patch_size": [0, 0, 0]}, "patch_size: must be a list of whole numbers of at least 1; got [0, 0, 0]."),
         ({"patch_size": [32, 48]}, "patch_size: must have one value for each of the network's 3 axes; got [32, 48]."),
         ({"labels": {"1": "a", "2": "a"}}, "labels: must each have a name of its own in the metrics"),
+        ({"labels": {"0": "b", "2": "a"}}, "labels: must name the classes 0 (the background), 1, 2, ... without a gap"),
+        ({"device": "gpu"}, "device: must be cpu, cuda, cuda:0 or the like; got 'gpu'."),
+        ({"device": "cuda:99"}, "device: must be one that this machine has"),
+        ({"run_name": "a'b"}, "run_name: must be the name of a folder"),
+        ({"run_name": "a/b"}, "run_name: must be the name of a folder"),
+        ({"output_dir": "/nowhere/a::b"}, "output_dir: must be a path without '#'"),
     ],
 )
 def test_wrong_value_is_one_line_before_anything_is_built(
@@ -288,7 +315,8 @@ def check_with(bundle: Path, dataset: Path, folder: Path, **overlay: Any) -> Non
     """Run the checks alone, of the training config with an overlay."""
     (folder / "mine.json").write_text(json.dumps(overlay))
     files = [str(bundle / "configs" / "train.json"), str(folder / "mine.json")]
-    run = ["$engine.check_inputs(@dataset_dir, @loss_config)"]
+    run = ["$@running_config.check()", "$@running_config.check_loss(@loss)"]
+    on_path(bundle)
     made = ConfigWorkflow(files, logging_file=False, dataset_dir=str(dataset), run=run)
     made.initialize()
     made.run()
@@ -311,54 +339,12 @@ def test_handlers_of_any_form_are_left_to_monai(
 def test_schedule_of_a_component_that_is_not_there_is_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     schedule = {"type": "linear", "component": "boundry", "start": 0.1, "end": 1.0, "epochs": 5}
     handler = {"_target_": "monai_losses_ext.handlers.WeightSchedule", "loss": "@loss", "schedules": schedule}
-    with pytest.raises(SystemExit, match="^error: .*boundry"):
-        check_with(bundle, dataset, tmp_path, **{"+train#handlers": ["@train#handlers#0", handler]})
-
-
-def test_image_of_other_channels_is_refused_by_inference_with_its_name(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").touch()
-    for name, shape in (("a", (9, 8, 7)), ("b", (9, 8, 7, 2))):
-        nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
-    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"must be 3-D with 1 channel: {tmp_path / 'b.nii.gz'} is not." in message
-
-
-@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 7, 1, 3), (9, 8, 7, 2, 1)])
-def test_image_of_other_axes_is_refused_by_inference_with_its_name(
-    bundle: Path, tmp_path: Path, shape: tuple[int, ...]
-) -> None:
-    (tmp_path / "model.pt").touch()
-    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / "x.nii")
-    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"must be 3-D with 1 channel: {tmp_path / 'x.nii'} is not." in message
-
-
-def test_images_of_one_name_are_refused_by_inference(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").touch()
-    for name in ("a.nii.gz", "b.nii", "b.nii.gz"):
-        nib.save(nib.Nifti1Image(np.zeros((9, 8, 7), np.float32), np.eye(4)), tmp_path / name)
-    message = error_of(bundle, "inference", dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
-    assert f"{tmp_path / 'b.nii'} and {tmp_path / 'b.nii'}.gz would be segmented into the same file" in message
-
-
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_image_with_a_broken_voxel_is_refused_by_inference(bundle: Path, tmp_path: Path, broken: float) -> None:
-    """From a folder whose name is a pattern of file names, and is given as ``~/...``; the image before is segmented."""
-    images = tmp_path / "br[1]*"
-    images.mkdir()
-    voxels = np.random.default_rng(0).normal(size=(2, 17, 18, 19)).astype(np.float32)
-    voxels[1, 3, 4, 5] = broken
-    for name, volume in zip(("a.nii.gz", "b.nii.gz"), voxels, strict=True):
-        nib.save(nib.Nifti1Image(volume, np.eye(4)), images / name)
-    common = {"network_def": tiny(), "patch_size": [16, 16, 16], "ckpt_path": str(tmp_path / "model.pt")}
-    parser = workflow(bundle, "inference", **common).parser
-    torch.save(parser.get_parsed_content("network").state_dict(), common["ckpt_path"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path))
-        out = tmp_path / "out"
-        message = error_of(bundle, "inference", dataset_dir="~/br[1]*", output_dir=str(out), **common)
-    assert message == f"error: dataset_dir: {images / 'b.nii.gz'} has voxels that are NaN or infinite."
-    assert [path.name for path in out.iterdir()] == ["a_seg.nii.gz"]
+    for overlay in (
+        {"+train#handlers": ["@train#handlers#0", handler]},
+        {"+train#every_process": [handler]},
+        {"train#trainer#schedules": schedule},
+    ):
+        assert "boundry" in user_error(lambda overlay=overlay: check_with(bundle, dataset, tmp_path, **overlay))
 
 
 def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) -> None:
@@ -367,29 +353,67 @@ def test_own_names_are_not_refused(bundle: Path, dataset: Path, tmp_path: Path) 
     overlay = copy / "configs" / "mine.json"
     overlay.write_text('{"my_rate": 0.1, "optimizer#lr": "@my_rate", "_note": "mine"}')
     files = [str(copy / "configs" / "train.json"), str(overlay)]
-    run = ["$engine.check_inputs(@dataset_dir, @loss_config)"]
+    run = ["$@running_config.check()"]
+    on_path(copy)
     made = ConfigWorkflow(files, logging_file=False, dataset_dir=str(dataset), run=run, **{"network_def#dropout": 0.1})
     made.initialize()
     assert made.run() == [None]
 
 
-def test_handlers_that_others_refer_to_stand_where_they_are_looked_for(bundle: Path) -> None:
-    parser = workflow(bundle).parser
-    kinds = {"train#handlers#1": "LossTracker", "train#handlers#2": "CurvePicture", "validate#handlers#1": "BestModel"}
-    assert {place: parser.get(place)["_target_"].split(".")[-1] for place in kinds} == kinds
+def expressions(config: Any) -> Iterator[str]:
+    """Yield the texts in a config."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, (dict, list)):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from expressions(value)
+
+
+@pytest.mark.parametrize("bundle_name", sorted(task.bundle for task in TASKS.values()))
+def test_configs_hold_no_programs(bundle: Path, bundle_name: str) -> None:
+    for file in (bundle.parent / bundle_name / "configs").glob("*.json"):
+        texts = [*expressions(json.loads(file.read_text()))]
+        assert [text for text in texts if text.startswith("$") and len(text) > 100] == [], file
+        assert [text for text in texts if re.search(r"inspect|handlers#\d|sys\.exit", text)] == [], file
+
+
+def test_what_every_process_needs_comes_first(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    """The zoo's configs for several GPUs cut handlers off the end; others refer to handlers by name."""
+    overrides = {"dataset_dir": str(dataset), "output_dir": str(tmp_path), "network_def": tiny()}
+    get = workflow(bundle, is_not_rank0=True, **overrides).parser.get_parsed_content
+    others, every = get("train#handlers"), get("train#every_process")
+    assert others[0].handlers == every
+    assert {type(handler).__name__ for handler in every} >= {"EpochSeed", "CurvePicture", "TrainingState"}
+    assert get("train#state").objects["curves"] is get("train#curves")
+    assert get("train#state").objects["best_model"] is get("validate#best_model")
+    assert get("validate#handlers")[0].handlers == [get("validate#best_model")]
+    kinds = [type(handler).__name__ for handler in others]
+    assert kinds[:3] == ["HandlerGroup", "LrScheduleHandler", "ValidationHandler"]
+
+
+def test_keys_that_the_zoo_names_are_used(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    overrides = {"dataset_dir": str(dataset), "output_dir": str(tmp_path), "network_def": tiny()}
+    made = workflow(bundle, is_not_rank0=True, **overrides)
+    assert [made.trainer.state.key_metric_name, made.evaluator.state.key_metric_name] == ["loss", "mean_dice"]
+    assert made.train_key_metric == {"loss": made.parser.get_parsed_content("train#loss_tracker")}
+    assert made.val_key_metric == {"mean_dice": made.parser.get_parsed_content("validate#report")}
+    assert made.train_postprocessing.transforms == ()
 
 
 def test_several_processes_need_a_case_each() -> None:
-    check_share(2, 2)
-    with pytest.raises(SystemExit, match="^error: validation_fraction: must hold out a case for each of 3 processes"):
-        check_share(2, 3)
+    check_processes(2, 2)
+    with pytest.raises(UserError, match="^validation_fraction: must hold out a case for each of 3 processes"):
+        check_processes(2, 3)
 
 
-def test_config_of_several_processes_alone_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_of_several_processes_alone_is_one_line(
+    bundle: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     files = [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
-    with pytest.raises(SystemExit, match="^error: .* torchrun --nproc_per_node=N"):
-        ConfigWorkflow(files, workflow_type="train", logging_file=False).initialize()
+    made = ConfigWorkflow(files, workflow_type="train", logging_file=False, dataset_dir=str(dataset))
+    made.initialize()
+    assert "torchrun --nproc_per_node=N" in user_error(made.run)
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
@@ -398,7 +422,7 @@ def test_output_that_cannot_be_written_is_one_line(bundle: Path, tmp_path: Path,
     (tmp_path / "file").touch()
     outputs = [{"output_dir": str(tmp_path / "file" / "out")}]
     if name == "train":  # found before the first epoch, not when the first weights are saved
-        outputs.append({"ckpt_dir": str(tmp_path / "file"), "output_dir": str(tmp_path / "out")})
+        outputs.append({"output_dir": str(tmp_path), "run_name": "file"})
     given: dict[str, Any] = {"dataset_dir": str(data / "imagesTr" if name == "inference" else data)}
     if name != "train":
         given["ckpt_path"] = str(tmp_path / "model.pt")

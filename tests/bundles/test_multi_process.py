@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bundles.helpers import bundle_run, only_run
+from bundles.helpers import bundle_run, only_run, only_run_folder
 
 EPOCHS = 2
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "monai.bundle")
@@ -86,10 +86,11 @@ def test_curve_is_that_of_one_process_with_the_same_global_batch(roots: SimpleNa
 
 
 def test_two_processes_leave_what_one_leaves(roots: SimpleNamespace) -> None:
-    files = [
-        {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != "rank1.pt"}
-        for root in (roots.one, roots.two)
-    ]
+    files = []
+    for root in (roots.one, roots.two):
+        run = only_run_folder(root / "output").name
+        found = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != "rank1.pt"]
+        files.append({name.replace(run, "run") for name in found})
     without_ids = [{name for name in some if "mlruns/" not in name} for some in files]
     assert without_ids[0] == without_ids[1]
 
@@ -102,8 +103,9 @@ def test_evaluation_in_two_processes_reports_every_case_of_uneven_shares(
         files = [str(bundle / "configs" / f"{config}.json") for config in ("train", "evaluate", *configs)]
         options = {"bundle_root": roots.two, "output_dir": tmp_path / name, "dataset_dir": dataset}
         options |= {"network_def": NETWORK, "patch_size": [16, 16, 16], "validation_fraction": 0.5}
+        options |= {"ckpt_path": only_run_folder(roots.two / "output") / "model.pt"}
         arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         bundle_run(tmp_path, str(files), *arguments, python=TORCHRUN if configs else ("-m", "monai.bundle"))
-        tables[name] = (tmp_path / name / "evaluation.csv").read_text()
+        tables[name] = (only_run_folder(tmp_path / name, "evaluate") / "evaluation.csv").read_text()
     assert tables["one"] == tables["two"]
     assert len(tables["one"].splitlines()) == 1 + 3 * 2 + 3  # header, cases of two classes, means

@@ -69,11 +69,16 @@ def test_references_resolve_and_inference_prepares_as_validation_does(bundle: Pa
         items = parsers[name].ref_resolver.items
         for id, item in items.items():
             assert not [ref for ref in ReferenceResolver.find_refs_in_config(item.get_config(), id) if ref not in items]
-    validation = parsers["train"].get("validate#preprocessing#transforms")
-    steps = parsers["inference"].get("preprocessing#transforms")
-    assert "(@load, case)" in steps[0]
-    inference = [parsers["inference"].get("load"), *steps[1:]]  # the first step loads, and names what it cannot
-    assert [{**step, "keys": "image"} for step in validation if "keys" in step] == inference  # checks have none
+    own = ("CheckCased", "CheckImaged")  # which make no other voxels
+    prepared = {
+        name: [step for step in parsers[name].get(place) if step["_target_"].split(".")[-1] not in own]
+        for name, place in {
+            "train": "validate#preprocessing#transforms",
+            "inference": "preprocessing#transforms",
+        }.items()
+    }
+    assert [{**step, "keys": "image"} for step in prepared["train"]] == prepared["inference"]
+    assert len(prepared["inference"]) >= 5
 
 
 def threshold(task: Task, path: Path) -> None:
@@ -91,7 +96,8 @@ def test_perfect_network_scores_in_native_space(bundle: Path, task: Task, data: 
     threshold(task, tmp_path / "model.pt")
     common = {"dataset_dir": str(data), "ckpt_path": str(tmp_path / "model.pt"), "patch_size": [32, 32, 32]}
     workflow(bundle, task, tmp_path, "train", "evaluate", **common).run()
-    with open(tmp_path / "output" / "evaluation.csv", newline="") as file:
+    (report,) = (tmp_path / "output").glob("evaluate_*/evaluation.csv")
+    with open(report, newline="") as file:
         row = next(csv.DictReader(file))
     assert float(row["dice"]) > (0.97 if task.training.spacing_mm else 0.999)
     workflow(bundle, task, tmp_path, "inference", **{**common, "dataset_dir": str(data / "imagesTr")}).run()

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from monai.bundle import ConfigParser
 from monai_losses_ext.bundlekit import check, render
 from monai_losses_ext.bundlekit.render import render_task
 from monai_losses_ext.data.tasks import TASKS, Task, get_task
+from monai_losses_ext.shipped import OF_RUNS
 
 BUNDLES = REPOSITORY / "bundles"
 render_module = importlib.import_module("monai_losses_ext.bundlekit.render")  # the package has a function of that name
@@ -33,36 +35,38 @@ def test_committed_bundles_are_the_rendering() -> None:
 
 
 def test_every_task_has_a_bundle_with_the_zoos_files(tmp_path: Path) -> None:
-    render(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(task.bundle for task in TASKS.values())
-    for folder in tmp_path.iterdir():
+    render(tmp_path / "bundles")
+    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == sorted(
+        task.bundle for task in TASKS.values()
+    )
+    for folder in (tmp_path / "bundles").iterdir():
         for name in ("configs/metadata.json", "configs/inference.json", "docs/README.md", "LICENSE", "models"):
             assert (folder / name).exists()
 
 
 def test_check_names_the_file_with_a_changed_byte(tmp_path: Path) -> None:
-    render(tmp_path)
-    assert check(tmp_path) == []
-    for path in sorted((tmp_path / get_task("Task04_Hippocampus").bundle).rglob("*.*")):
+    render(tmp_path / "bundles")
+    assert check(tmp_path / "bundles") == []
+    for path in sorted((tmp_path / "bundles" / get_task("Task04_Hippocampus").bundle).rglob("*.*")):
         original = path.read_bytes()
         path.write_bytes(original.replace(b"e", b"f", 1) if original else b"\n")
-        assert check(tmp_path) == [f"{path}: differs from the template"]
+        assert check(tmp_path / "bundles") == [f"{path}: differs from the template"]
         path.unlink()
-        assert check(tmp_path) == [f"{path}: absent"]
+        assert check(tmp_path / "bundles") == [f"{path}: absent"]
         path.write_bytes(original)
 
 
 def test_check_sees_line_endings(tmp_path: Path) -> None:
-    path = render(tmp_path)[0]
+    path = render(tmp_path / "bundles")[0]
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    assert check(tmp_path) == [f"{path}: differs from the template"]
+    assert check(tmp_path / "bundles") == [f"{path}: differs from the template"]
 
 
 def test_render_leaves_weights_alone(tmp_path: Path) -> None:
-    weights = tmp_path / get_task("Task04_Hippocampus").bundle / "models" / "model.pt"
+    weights = tmp_path / "bundles" / get_task("Task04_Hippocampus").bundle / "models" / "model.pt"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
-    render(tmp_path)
+    render(tmp_path / "bundles")
     assert weights.read_bytes() == b"weights"
 
 
@@ -157,23 +161,90 @@ def test_readme_says_on_how_many_cases_its_figures_stand(monkeypatch: pytest.Mon
 
 
 def test_check_names_files_that_are_not_of_the_template(tmp_path: Path) -> None:
-    render(tmp_path)
-    bundle = tmp_path / get_task("Task04_Hippocampus").bundle
+    render(tmp_path / "bundles")
+    bundle = tmp_path / "bundles" / get_task("Task04_Hippocampus").bundle
     of_runs = ["models/model.pt", "models/model.ts", "output/curves.png", "eval/a.csv", "data/Task04/dataset.json"]
-    strangers = [tmp_path / "msd_old" / "LICENSE", bundle / "configs" / "old_train.json", bundle / "models" / "a.txt"]
+    strangers = [
+        tmp_path / "bundles" / "msd_old" / "LICENSE",
+        bundle / "configs" / "old_train.json",
+        bundle / "models" / "a.txt",
+    ]
     for path in [*strangers, *(bundle / name for name in of_runs)]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert sorted(check(tmp_path)) == sorted(f"{path}: not of the template" for path in strangers)
+    assert sorted(check(tmp_path / "bundles")) == sorted(f"{path}: not of the template" for path in strangers)
 
 
-def test_rendering_outside_a_clone_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_rendering_outside_a_checkout_is_refused_in_one_line(tmp_path: Path) -> None:
     """An installed package has no results, so that every README would say that nothing was trained."""
     shutil.copytree(REPOSITORY / "monai_losses_ext", tmp_path / "monai_losses_ext")
-    shutil.copytree(BUNDLES, tmp_path / "bundles", ignore=shutil.ignore_patterns(*render_module.OF_RUNS))
+    shutil.copytree(BUNDLES, tmp_path / "bundles", ignore=shutil.ignore_patterns(*OF_RUNS))
     for action in ("render", "check"):
-        command = [sys.executable, "-W", "ignore", "-m", "monai_losses_ext", "bundles", action]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: bundles: must be rendered and checked in a clone of the repository")
-        assert done.stderr.count("\n") == 1
+        status, error = command(tmp_path, "bundles", action)
+        assert status == 1
+        assert error.startswith("error: bundles: must be rendered and checked in a checkout of the project")
+        assert error.count("\n") == 1
+
+
+def command(cwd: Path, *words: str) -> tuple[int, str]:
+    """Run the command line of the package in a folder; return its exit status and what it wrote to stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(cwd)}
+    line = [sys.executable, "-W", "ignore", "-m", "monai_losses_ext", *words]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
+
+
+NEW_LOSS = '''
+from monai_losses_ext.losses.dice import DiceLoss
+
+
+class SoftJaccardLoss(DiceLoss):
+    """Penalize a small intersection over union.
+
+    Args:
+        softmax: take a softmax over the channels of the input.
+        sigmoid: take a sigmoid per channel of the input.
+    """
+
+    def __init__(self, softmax: bool = False, sigmoid: bool = False) -> None:
+        super().__init__(softmax=softmax, sigmoid=sigmoid, jaccard=True)
+'''
+
+
+def test_a_new_loss_is_a_file_an_entry_and_one_render(tmp_path: Path) -> None:
+    """In a copy of the tree: its overlay, the schema and README's table follow, and check asks for them before."""
+    for name in ("monai_losses_ext", "bundles", "configs", "docs/benchmarks"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", *OF_RUNS[:2]))
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    losses = tmp_path / "monai_losses_ext" / "losses"
+    (losses / "soft_jaccard.py").write_text(NEW_LOSS)
+    table = (losses / "__init__.py").read_text()
+    table = table.replace(
+        '"compound": CompoundLoss,', '"soft_jaccard": SoftJaccardLoss,\n    "compound": CompoundLoss,'
+    )
+    imported = "from monai_losses_ext.losses.soft_jaccard import SoftJaccardLoss\n"
+    (losses / "__init__.py").write_text(table.replace("\nLOSSES", f"\n{imported}LOSSES", 1))
+
+    status, problems = command(tmp_path, "bundles", "check")
+    assert status == 1
+    assert sorted(line.split(": ")[0] for line in problems.splitlines()) == [
+        "README.md",
+        "configs/loss.schema.json",
+        "configs/losses/soft_jaccard.json",
+    ]
+    assert command(tmp_path, "bundles", "render")[0] == 0
+    assert command(tmp_path, "bundles", "check") == (0, "")
+    overlay = json.loads((tmp_path / "configs" / "losses" / "soft_jaccard.json").read_text())
+    assert overlay["loss_config"] == {"type": "soft_jaccard"}
+    assert overlay["_note_"] == "Penalize a small intersection over union."
+    schema = json.loads((tmp_path / "configs" / "loss.schema.json").read_text())
+    assert {"type", "softmax", "sigmoid"} <= schema["$defs"]["soft_jaccard"]["properties"].keys()
+    row = "| `soft_jaccard` | `SoftJaccardLoss` | Penalize a small intersection over union. |\n"
+    assert row in (tmp_path / "README.md").read_text()
+
+
+def test_check_names_an_overlay_of_a_loss_that_is_not_there(tmp_path: Path) -> None:
+    render(tmp_path / "bundles")
+    stranger = tmp_path / "configs" / "losses" / "dise.json"
+    stranger.touch()
+    assert check(tmp_path / "bundles") == [f"{stranger}: not of the template"]

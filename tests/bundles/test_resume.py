@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundles.helpers import TrackedRun, bundle_run, only_run
+from bundles.helpers import TrackedRun, bundle_run, only_run, only_run_folder
 
 EPOCHS = 4
 KILLED_IN_EPOCH = 3
@@ -70,6 +70,11 @@ def runs(request: pytest.FixtureRequest, bundle: Path, dataset: Path, tmp_path_f
     return SimpleNamespace(folder=folder, loss=loss(request.param), **tracked)
 
 
+def folder(runs: SimpleNamespace, root: str) -> Path:
+    """Return the folder of a root's one run: a resumed training goes on in its own."""
+    return only_run_folder(runs.folder / root / "output")
+
+
 def histories(run: TrackedRun) -> dict[str, list[tuple[int, float]]]:
     """Return every metric of a run as it was logged, duplicates included."""
     names = sorted(run.run.data.metrics)
@@ -92,32 +97,55 @@ def test_weights_move(runs: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("name", ["model.pt", "model_final.pt"])
 def test_networks_are_equal_to_the_bit(runs: SimpleNamespace, name: str) -> None:
-    whole, killed = (torch.load(runs.folder / run / "models" / name, weights_only=True) for run in ("whole", "killed"))
+    whole, killed = (torch.load(folder(runs, run) / name, weights_only=True) for run in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
 
 
 def test_curves_tell_of_all_epochs(runs: SimpleNamespace) -> None:
-    tables = [(runs.folder / run / "output" / "curves.csv").read_text() for run in ("whole", "killed")]
+    tables = [(folder(runs, run) / "curves.csv").read_text() for run in ("whole", "killed")]
     assert tables[0] == tables[1]
     assert len(tables[0].splitlines()) == EPOCHS + 1
 
 
 def test_what_cannot_be_resumed_is_one_line(runs: SimpleNamespace, bundle: Path, dataset: Path) -> None:
-    train, final = str(bundle / "configs" / "train.json"), runs.folder / "killed" / "models" / "model_final.pt"
-    before = final.read_bytes()
+    train, run = str(bundle / "configs" / "train.json"), folder(runs, "killed")
+    files = {path: path.read_bytes() for path in run.iterdir()}
 
     def error(root: str, resume: str, *options: str) -> str:
         arguments = ["--dataset_dir", str(dataset), "--bundle_root", str(runs.folder / root), "--resume", resume]
         with pytest.raises(subprocess.CalledProcessError) as caught:
             bundle_run(runs.folder, train, *arguments, *options)
-        assert "Traceback" not in caught.value.stderr
+        assert caught.value.returncode == 1
+        assert "Traceback" not in caught.value.stderr + caught.value.stdout
         (line,) = [line for line in caught.value.stderr.splitlines() if line.startswith("error: ")]
+        assert (caught.value.stdout + caught.value.stderr).count(line[len("error: ") :]) == 1
         return line
 
     assert "no training to resume" in error("absent", "true")
     assert "'maybe'" in error("absent", "maybe")
-    same = ["--epochs", str(EPOCHS), "--loss_config", str(runs.loss)]
+    assert f"resume: nothing to do: {run} is finished" in error("killed", "true")
+    assert "holds a training already" in error("killed", "false", "--run_name", run.name)
+    (run / "finished.json").unlink()  # as if it had been killed at its very end
+    same = ["--epochs", str(EPOCHS), "--loss_config", str(runs.loss), "--patch_size", "[16,16,16]"]
     assert "its network does not fit" in error("killed", "true", *same)
-    assert "a training with epochs 4; this config has 5" in error("killed", "true", "--epochs", "5", *same[2:])
-    assert final.read_bytes() == before
+    same += ["--network_def", str(NETWORK)]
+    assert "a training with epochs 4; this config has 5" in error("killed", "true", *same, "--epochs", "5")
+    for option, value, what in (
+        ("patch_size", "[16,16,32]", "patch_size[2] 16; this config has 32"),
+        ("optimizer#lr", "0.5", '["lr"][0] 0.003; this config has 0.5'),
+        ("optimizer#weight_decay", "0.5", '["weight_decay"][0] 0.01; this config has 0.5'),
+        (
+            "optimizer#_target_",
+            "torch.optim.SGD",
+            """["class"] 'AdamW'; this config has 'SGD'""",
+        ),
+        ("loss_config#components#1", "{'type': 'focal', 'gamma': 3.0}", '["components"][1]'),
+    ):
+        assert what in error("killed", "true", *same, f"--{option}", value)
+    kept = {path: content for path, content in files.items() if path.suffix in (".pt", ".csv", ".png")}
+    assert {path: path.read_bytes() for path in kept} == kept
+    places = ["--dataset_dir", str(dataset), "--bundle_root", str(runs.folder / "killed")]
+    bundle_run(runs.folder, train, *places, "--resume", "true", *same, "--val_interval", "1")
+    assert (run / "finished.json").is_file()
+    assert (run / "model_final.pt").read_bytes() == files[run / "model_final.pt"]

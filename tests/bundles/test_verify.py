@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from monai.bundle import ConfigParser
 
 from monai_losses_ext.bundlekit import zoo
 from monai_losses_ext.bundlekit.render import render_task
-from monai_losses_ext.bundlekit.verify import CHECKS, Report, verify_bundle
+from monai_losses_ext.bundlekit.verify import CHECKS, Report, lacking, verify_bundle
 from monai_losses_ext.cli import main
 from monai_losses_ext.data.tasks import TASKS, TASKS_FILE, Task, read_tasks
 
@@ -51,8 +52,7 @@ def test_bundle_is_verified(task: Task, scratch: Path, monkeypatch: pytest.Monke
     report = verify_bundle(task, bundle.parent, scratch)
     assert report.lines == []
     assert set(report.problems) == set(CHECKS)
-    trained = (bundle / "models" / "model.pt").is_file()
-    assert report.verdict == ("zoo-ready" if trained else "not zoo-ready: no trained weights")
+    assert report.verdict.startswith("not zoo-ready: ")  # until evaluated weights are shipped
     assert sorted(bundle.rglob("*")) == before
 
 
@@ -64,6 +64,10 @@ def eleventh() -> dict[str, Any]:
     row |= {
         "name": "Task11_Knee",
         "bundle": "msd_knee_mri_segmentation",
+        "title": "Knee segmentation",
+        "source": "Scans of our own hospital",
+        "licence": "none",
+        "authors": "A. Radiologist",
         "channels": ["PD", "T2"],
         "labels": ["background", "femur", "tibia", "meniscus"],
         "typical_shape": [64, 48, 10],
@@ -91,12 +95,18 @@ def test_an_eleventh_task_is_one_row(scratch: Path, tmp_path: Path) -> None:
     file = tmp_path / "tasks.json"
     file.write_text(json.dumps([eleventh()]))
     (task,) = read_tasks(file).values()
-    written(task, tmp_path)
+    bundle = written(task, tmp_path)
+    texts = [path.read_text() for path in (bundle / "docs").iterdir()]
+    texts.append((bundle / "configs" / "metadata.json").read_text())
+    for text in texts:  # a row that began as a copy of the Decathlon's is none of it
+        assert "Scans of our own hospital" in text
+        assert not any(claim in text for claim in ("Decathlon", "contributors", "Vanderbilt", "safe for these"))
+    assert json.loads(texts[-1])["authors"] == "A. Radiologist"
     report = verify_bundle(task, tmp_path, scratch)
     assert report.lines == []
     data = json.loads((scratch / task.name / "dataset.json").read_text())
     assert [data["modality"], data["labels"]["3"]] == [{"0": "PD", "1": "T2"}, "meniscus"]
-    weights = torch.load(scratch / task.bundle / "models" / "model.pt", weights_only=True)
+    weights = torch.load(scratch / task.bundle / "output" / "training" / "model.pt", weights_only=True)
     assert next(iter(weights.values())).shape[1] == 2
 
 
@@ -141,7 +151,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
         "train: train#trainer#optimizer refers to @optimiser, which is not there. Did you mean 'optimizer'?",
     ),
     "expression": (
-        edited("multi_gpu_evaluate", lambda c: c.update(device="$processes.own_device(@sede)")),
+        edited("multi_gpu_evaluate", lambda c: c.update(device="$torch.device(@sede)")),
         zoo.check_references,
         "multi_gpu_evaluate: device refers to @sede, which is not there. Did you mean 'seed'?",
     ),
@@ -164,7 +174,7 @@ def test_each_wrong_part_fails_its_own_check(tmp_path: Path, capsys: pytest.Capt
     bundle = written(HIPPOCAMPUS, tmp_path)
     metadata(f"{PRED}#num_channels", 4)(bundle)
     edited("train", lambda c: c["lr_scheduler"].update(warmup="none"))(bundle)
-    edited("evaluate", lambda c: c["validate#handlers"].pop(1))(bundle)  # the report
+    edited("evaluate", lambda c: c["validate#report"].pop("csv_path"))(bundle)
     edited("inference", lambda c: c["postprocessing"]["transforms"].pop(-2))(bundle)  # the way back to the image's grid
     assert main(["bundles", "verify", "--task", HIPPOCAMPUS.name, "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
@@ -184,19 +194,29 @@ def test_each_wrong_part_fails_its_own_check(tmp_path: Path, capsys: pytest.Capt
 
 def test_verdict() -> None:
     problems = {"files": [], "train": []}
-    assert Report("b", trained=True, problems=problems).verdict == "zoo-ready"
-    assert Report("b", trained=False, problems=problems).verdict == "not zoo-ready: no trained weights"
-    failed = Report("b", trained=True, problems={"files": [], "train": ["ValueError: no"]})
+    assert Report("b", lacking="", problems=problems).verdict == "zoo-ready"
+    assert Report("b", lacking="no weights", problems=problems).verdict == "not zoo-ready: no weights"
+    failed = Report("b", lacking="", problems={"files": [], "train": ["ValueError: no"]})
     assert failed.verdict == "not zoo-ready: train failed"
     assert failed.lines == ["b: train: ValueError: no"]
 
 
-def test_trained_weights_must_be_the_networks_own(scratch: Path, tmp_path: Path) -> None:
+def test_weights_must_be_the_networks_own_evaluated_and_good(scratch: Path, tmp_path: Path) -> None:
     bundle = written(HIPPOCAMPUS, tmp_path)
+    weights = bundle / "models" / "model.pt"
+    metadata("eval_metrics", {"dice": 0.8})(bundle)
+    assert lacking(bundle) == "no trained weights"
     network = ConfigParser({"network": HIPPOCAMPUS.training.network_def}).get_parsed_content("network")
-    torch.save(network.state_dict(), bundle / "models" / "model.pt")
+    torch.save(network.state_dict(), weights)
+    assert lacking(bundle) == "metadata.json records no evaluation of the weights"
+    metadata("weights_sha256", "0" * 64)(bundle)
+    assert lacking(bundle) == "the evaluation that metadata.json records is of other weights"
+    metadata("weights_sha256", hashlib.sha256(weights.read_bytes()).hexdigest())(bundle)
+    metadata("eval_metrics", {"dice": 0.0})(bundle)
+    assert lacking(bundle) == "the weights' mean Dice of 0.000 is below 0.5"
+    metadata("eval_metrics", {"dice": 0.8})(bundle)
     assert verify_bundle(HIPPOCAMPUS, tmp_path, scratch).verdict == "zoo-ready"
-    torch.save({"other.weight": torch.zeros(1)}, bundle / "models" / "model.pt")
+    torch.save({"other.weight": torch.zeros(1)}, weights)
     report = verify_bundle(HIPPOCAMPUS, tmp_path, scratch)
     assert report.verdict == "not zoo-ready: torchscript failed"
     assert "of another network" in report.problems["torchscript"][0]

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shlex
+import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +23,13 @@ from mlflow import MlflowClient
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd
 
 from monai_losses_ext.cli import main
-from monai_losses_ext.data.bad_case import CaseError, CaseLoader, CheckCased
+from monai_losses_ext.data.bad_case import CaseError
+from monai_losses_ext.data.check_case import CheckCased
 from monai_losses_ext.data.dataset import read_cases, training_cases, validation_cases
+from monai_losses_ext.data.loader import CaseLoader
 from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.data.seeded import SeededCacheDataset, SeededPersistentDataset
+from monai_losses_ext.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = REPOSITORY / "bundles" / "msd_hippocampus_mri_segmentation" / "configs" / "train.json"
@@ -88,10 +94,11 @@ def test_error_names_the_case_the_file_the_fault_and_the_check(folder: Path, key
 
 
 @pytest.mark.parametrize("place", ["imagesTr", "", "a/b"])
+@pytest.mark.parametrize("told", [True, False])
 def test_command_that_finds_every_bad_case_can_be_pasted(
-    folder: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, place: str, told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From a folder with blanks, wherever in it the image lies; with the task, which neither name nor index tells."""
+    """From a folder with blanks, wherever in it the image lies; with the task, where dataset.json tells no labels."""
     folder = folder.rename(tmp_path / "my own $DATA")
     (folder / place).mkdir(parents=True, exist_ok=True)
     for i, case in enumerate(read_cases(folder)):
@@ -99,19 +106,31 @@ def test_command_that_finds_every_bad_case_can_be_pasted(
     index = [
         {"image": f"{place}/{i}.nii.gz".lstrip("/"), "label": f"labelsTr/phantom_{i:03d}.nii.gz"} for i in range(5)
     ]
-    (folder / "dataset.json").write_text(json.dumps({"training": index}))
+    labels = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}} if told else {}
+    (folder / "dataset.json").write_text(json.dumps({"training": index, **labels}))
     cases = read_cases(folder)
     with_nan(cases[3]["image"])
     with pytest.raises(CaseError) as caught:
         SeededCacheDataset(cases, transform(), cache_rate=0.0)[3]
     command = str(caught.value).split("To find every such case: ")[1]
-    assert command.endswith(" --task TASK")
+    assert command.endswith(" --task TASK") == (not told)
     words = shlex.split(command.replace("TASK", "Task04_Hippocampus"))
     assert words[:3] == ["python", "-m", "monai_losses_ext"]
     assert main(words[3:]) == 1
     printed = capsys.readouterr()
     assert "NaN or infinite" in printed.out
     assert "1 problems in 1 of 5 cases" in printed.err
+
+
+def test_command_asks_for_the_task_where_the_training_has_other_classes(folder: Path) -> None:
+    """Its dataset.json knows a third label, which the bundle that is trained does not."""
+    index = json.loads((folder / "dataset.json").read_text())
+    index["labels"] = {"0": "background", "1": "a", "2": "b", "3": "c"}
+    (folder / "dataset.json").write_text(json.dumps(index))
+    cases = read_cases(folder)
+    with_seven(cases[3]["label"])
+    with pytest.raises(CaseError, match=r" --task TASK$"):
+        SeededCacheDataset(cases, transform(), cache_rate=0.0)[3]
 
 
 def test_label_of_a_scale_a_hair_off_one_is_read_as_whole_numbers(folder: Path) -> None:
@@ -128,7 +147,7 @@ def test_label_of_a_scale_a_hair_off_one_is_read_as_whole_numbers(folder: Path) 
 def test_cache_that_meets_a_bad_case_stops_the_run(folder: Path, num_workers: int | None) -> None:
     cases = read_cases(folder)
     with_seven(cases[3]["label"])
-    with pytest.raises(SystemExit, match=r"^error: case phantom_003: .*labels: 7\. To find"):
+    with pytest.raises(CaseError, match=r"^case phantom_003: .*labels: 7\. .*\. To find[^\n]*$"):
         SeededCacheDataset(cases, transform(), cache_rate=1.0, num_workers=num_workers, progress=False)
 
 
@@ -145,7 +164,7 @@ def test_loader_that_meets_a_bad_case_stops_the_run(folder: Path, num_workers: i
     )
     loader = CaseLoader(dataset, batch_size=1, num_workers=num_workers)
     assert len(loader) == 5
-    with pytest.raises(SystemExit, match=r"^error: case phantom_003: [^\n]* cannot be read[^\n]*$"):
+    with pytest.raises(CaseError, match=r"^case phantom_003: [^\n]* cannot be read[^\n]*$"):
         list(loader)
     if on_disk:  # nothing of the bad case is kept
         assert len(list(cache.glob("*.pt"))) <= 4
@@ -174,6 +193,111 @@ def test_case_without_foreground_is_trained_on(folder: Path) -> None:
     volume = nib.load(cases[0]["label"])
     nib.save(nib.Nifti1Image(np.zeros(volume.shape, np.uint8), volume.affine), cases[0]["label"])
     assert not SeededCacheDataset(cases, transform(), cache_rate=0.0)[0]["label"].any()
+
+
+HEADERS = {
+    "dims of 32767": (42, "3h", 32767, 32767, 32767),
+    "unknown data type": (70, "h", 9999),
+    "9000 axes": (40, "h", 9000),
+    "voxels before the file": (108, "f", -1.0),
+    "affine of zeros": (280, "12f", *[0.0] * 12),
+    "affine with NaN": (280, "f", np.nan),
+    "affine with infinity": (292, "f", np.inf),
+}
+
+
+@pytest.mark.parametrize("fault", HEADERS)
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_header_that_cannot_be_is_one_line(folder: Path, fault: str, key: str) -> None:
+    offset, form, *values = HEADERS[fault]
+    case = read_cases(folder)[3]
+    content = bytearray(gzip.decompress(Path(case[key]).read_bytes()))
+    struct.pack_into(f"<{form}", content, offset, *values)
+    Path(case[key]).write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(CaseError, match=rf"^case phantom_003: {case[key]} [^\n]+$"):
+        SeededCacheDataset([case], transform(), cache_rate=0.0)[0]
+
+
+def test_flipped_bit_is_found_by_the_checksum(folder: Path) -> None:
+    """In the checksum itself, so that every voxel is as it was and nothing but the sum tells of it."""
+    case = read_cases(folder)[3]
+    content = bytearray(Path(case["image"]).read_bytes())
+    content[-6] ^= 1
+    Path(case["image"]).write_bytes(bytes(content))
+    nib.load(case["image"]).get_fdata()
+    with pytest.raises(CaseError, match=r"^case phantom_003: [^\n]*CRC check failed"):
+        SeededCacheDataset([case], transform(), cache_rate=0.0)[0]
+
+
+@pytest.mark.parametrize(("dtype", "what"), [("complex64", "complex voxels"), ("rgb", "color image")])
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_voxels_that_are_no_numbers_are_one_line(folder: Path, dtype: str, what: str, key: str) -> None:
+    case = read_cases(folder)[3]
+    volume = nib.load(case[key])
+    rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    voxels = np.zeros(volume.shape, rgb if dtype == "rgb" else dtype)
+    nib.save(nib.Nifti1Image(voxels, volume.affine), case[key])
+    with pytest.raises(CaseError, match=rf"^case phantom_003: {case[key]} [^\n]*{what}[^\n]*$"):
+        SeededCacheDataset([case], transform(), cache_rate=0.0)[0]
+
+
+def test_label_is_mapped_and_unknown_voxels_are_let_through(folder: Path) -> None:
+    case = read_cases(folder)[0]
+    volume = nib.load(case["label"])
+    before = np.asarray(volume.dataobj).copy()
+    ids = np.array([0, 17, 53], np.int16)[before]
+    ids[0, 0, :2] = 255, 54
+    nib.save(nib.Nifti1Image(ids, volume.affine), case["label"])
+    keys = ["image", "label"]
+    load = [LoadImaged(keys, image_only=True), EnsureChannelFirstd(keys)]
+
+    def label(**settings: Any) -> np.ndarray:
+        check = CheckCased(num_classes=3, channels=1, **settings)
+        return np.asarray(SeededCacheDataset([case], Compose([*load, check]), cache_rate=0.0)[0]["label"][0])
+
+    expected = before.copy()
+    expected[0, 0, :2] = 255, 2
+    mapped = label(ignore_label=255, label_map={"17": 1, 53: 2, "54": 2})
+    np.testing.assert_array_equal(mapped, expected)
+    with pytest.raises(CaseError, match=r"outside 0\.\.2, the task's labels: 54\. .*--ignore_label -1 255 --label_map"):
+        label(ignore_label=[255, -1], label_map={"17": 1, "53": 2})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ignore_label": "unknown"}, "ignore_label: must be a whole number"),
+        ({"ignore_label": 0.5}, "ignore_label: must be a whole number"),
+        ({"label_map": {"a": 1}}, "label_map: must map values of the label files to classes"),
+        ({"label_map": [1, 2]}, "label_map: must map values of the label files to classes"),
+        ({"label_map": {"17": 3}}, "label_map: must map to classes, which are 0 to 2"),
+    ],
+)
+def test_setting_that_cannot_be_right_is_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        CheckCased(num_classes=3, channels=1, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_transform_that_refuses_a_case_names_it(folder: Path, num_workers: int) -> None:
+    """Some transform of the user's, which knows nothing of files."""
+
+    def refuse(case: Any) -> Any:
+        raise UserError("distance: must have voxels that are not flat; got 0 mm.")
+
+    dataset = SeededCacheDataset(read_cases(folder), transform(refuse), cache_rate=0.0)
+    with pytest.raises(UserError, match=r"^case phantom_000: distance: must have voxels [^\n]*0 mm\.$"):
+        list(CaseLoader(dataset, batch_size=1, num_workers=num_workers))
+
+
+def test_worker_that_the_system_ended_is_one_line(folder: Path) -> None:
+    def end(case: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    dataset = SeededCacheDataset(read_cases(folder), transform(end), cache_rate=0.0)
+    with pytest.raises(UserError, match=r"^num_workers: must be fewer[^\n]*want of memory; got 1\.$"):
+        list(CaseLoader(dataset, batch_size=1, num_workers=1))
 
 
 def run(root: Path, folder: Path, *options: str, configs: str = str(TRAIN)) -> subprocess.CompletedProcess[str]:
@@ -212,18 +336,19 @@ def test_bad_case_of_a_cached_training_writes_no_model(folder: Path, tmp_path: P
 
 
 def test_bad_case_in_a_later_epoch_leaves_the_earlier_checkpoints(folder: Path, tmp_path: Path) -> None:
-    """Validated in epoch 2 only, and read in a worker: the state and the model of before stay whole."""
-    options = ["--cache_rate", "0.0", "--num_workers", "1", "--val_interval", "2"]
-    assert run(tmp_path, folder, *options, "--epochs", "2").returncode == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model*.pt")}
-    assert {"model.pt", "model_final.pt"} <= set(before)
+    """Validated in epoch 2 only, and read in a worker: the former run and this one's state of before stay whole."""
+    options = ["--cache_rate", "0.0", "--num_workers", "1", "--val_interval", "2", "--epochs", "2"]
+    assert run(tmp_path, folder, *options).returncode == 0
+    (former,) = (tmp_path / "output").glob("train_*")
+    before = {path.name: path.read_bytes() for path in former.iterdir() if path.is_file()}
+    assert {"model.pt", "model_final.pt", "training_state.pt"} <= set(before)
     case = validation_cases(folder)[0]
     cut_off(case["label"])
-    done = run(tmp_path, folder, *options, "--epochs", "2", "--ckpt_dir", str(tmp_path / "models"))
+    done = run(tmp_path, folder, *options, "--run_name", "broken")
     stops_with_one_line(done, case, "label")
-    assert statuses(tmp_path) == {"train": "FAILED"}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model*.pt")} == before
-    assert torch.load(tmp_path / "models" / "training_state.pt", weights_only=False)
+    assert statuses(tmp_path) == {"train": "FINISHED", "broken": "FAILED"}
+    assert {path.name: path.read_bytes() for path in former.iterdir() if path.is_file()} == before
+    assert torch.load(tmp_path / "output" / "broken" / "training_state.pt", weights_only=False)
     done = run(tmp_path, folder, configs=f"['{TRAIN}','{TRAIN.with_name('evaluate.json')}']")
     stops_with_one_line(done, case, "label")
-    assert statuses(tmp_path) == {"train": "FAILED", "evaluate": "FAILED"}
+    assert statuses(tmp_path) == {"train": "FINISHED", "broken": "FAILED", "evaluate": "FAILED"}

@@ -7,7 +7,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,9 +22,11 @@ from monai_losses_ext.data.check import check_dataset
 from monai_losses_ext.data.dataset import DatasetError, read_cases
 from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.data.tasks import TASKS, Task
+from monai_losses_ext.errors import UserError
 
 REAL_DATA = Path(os.environ.get("TASK04_DIR", "Task04_Hippocampus"))
 CASE = "phantom_001"
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,14 @@ def with_voxels(value: float, n: int = 2) -> Callable[[np.ndarray, np.ndarray], 
 def cut_off(folder: Path) -> None:
     path = folder / "imagesTr" / f"{CASE}.nii.gz"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def patch(folder: Path, part: str, offset: int, form: str, *values: float) -> None:
+    """Change bytes of the header of a file of the second case."""
+    path = folder / part / f"{CASE}.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into(f"<{form}", content, offset, *values)
+    path.write_bytes(gzip.compress(bytes(content)))
 
 
 def moved(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +106,20 @@ FAULTS = {
         "no whole numbers: 1.0625",
     ),
     "NaN label": (lambda f: rewrite(f, "labelsTr", with_voxels(np.nan)), "labelsTr", "no whole numbers: nan"),
+    "4-D label": (
+        lambda f: rewrite(f, "labelsTr", lambda v, a: (np.stack([v, v], -1), a)),
+        "labelsTr",
+        "has 2 channels; it must have one",
+    ),
+    "image NaN place": (
+        lambda f: patch(f, "imagesTr", 280, "f", np.nan),
+        "imagesTr",
+        "affine with values that are NaN",
+    ),
+    "label zero place": (lambda f: patch(f, "labelsTr", 280, "12f", *[0] * 12), "labelsTr", "voxel edges of 0 x 0 x 0"),
+    "absurd header": (lambda f: patch(f, "labelsTr", 42, "3h", *[32767] * 3), "labelsTr", "is cut off: its header"),
+    "color": (lambda f: rewrite(f, "labelsTr", lambda v, a: (np.zeros(v.shape, RGB), a)), "labelsTr", "color image"),
+    "complex": (lambda f: rewrite(f, "imagesTr", lambda v, a: (v.astype("c8"), a)), "imagesTr", "complex voxels"),
     "empty": (lambda f: rewrite(f, "labelsTr", lambda v, a: (v * 0, a)), "labelsTr", "has no foreground"),
 }
 
@@ -179,18 +205,158 @@ def test_folder_without_cases_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def edit_index(folder: Path, **values: object) -> None:
+    """Change keys of ``dataset.json``; None takes one away."""
+    index = json.loads((folder / "dataset.json").read_text())
+    index.update(values)
+    text = json.dumps({key: value for key, value in index.items() if value is not None})
+    (folder / "dataset.json").write_text(text)
+
+
 @pytest.mark.parametrize("name", ["Hippocampus", "hippocampus"])  # as the Decathlon's own file says it
 def test_task_is_told_by_the_folder_or_the_index_or_must_be_given(folder: Path, name: str) -> None:
-    index = json.loads((folder / "dataset.json").read_text())
-    del index["phantoms"]
-    (folder / "dataset.json").write_text(json.dumps({**index, "name": "?"}))
-    assert check_dataset(folder).task.name == "Task04_Hippocampus"
+    """Where dataset.json has no labels of its own."""
+    edit_index(folder, phantoms=None, name="?", labels=None)
+    assert check_dataset(folder).task == TASKS["Task04_Hippocampus"]
     folder = folder.rename(folder.with_name("mine"))
-    with pytest.raises(ValueError, match="task: must be given"):
+    with pytest.raises(UserError, match="dataset.json: must tell what the dataset holds, .* or --task must be given"):
         check_dataset(folder)
     assert check_dataset(folder, "Task04_Hippocampus").problems == []
-    (folder / "dataset.json").write_text(json.dumps({**index, "name": name}))
-    assert check_dataset(folder).task.name == "Task04_Hippocampus"
+    edit_index(folder, name=name)
+    assert check_dataset(folder).task == TASKS["Task04_Hippocampus"]
+
+
+@pytest.mark.parametrize(
+    "labels", [{"0": "background", "1": "a", "2": "b", "3": "c"}, {"background": 0, "a": 1, "b": 2, "c": 3}]
+)
+@pytest.mark.parametrize("channels", [{"modality": {"0": "MRI"}}, {"modality": None, "channel_names": {"0": "MRI"}}])
+def test_folder_is_checked_by_its_own_index(
+    folder: Path, labels: dict[str, object], channels: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even in a folder that is named after a task; --task means the task's row."""
+    edit_index(folder, phantoms=None, name="Mine", labels=labels, **channels)
+    rewrite(folder, "labelsTr", with_voxels(3))
+    report = check_dataset(folder)
+    assert (report.task, report.problems) == (None, [])
+    assert dict(report.expected.classes) == {0: "background", 1: "a", 2: "b", 3: "c"}
+    assert main(["data", "check", "--dataset_dir", str(folder)]) == 0
+    assert "warning: label 3 (c) is absent in 2 of 3 cases" in capsys.readouterr().out
+    (problem,) = check_dataset(folder, "Task04_Hippocampus").problems
+    assert "outside 0..2, the task's labels: 3" in problem.what
+    edit_index(folder, modality={"0": "MRI", "1": "MRI"}, channel_names=None)
+    assert [problem.what for problem in check_dataset(folder).problems] == ["has 1 channels; the task has 2"] * 3
+
+
+def test_labels_with_gaps_are_all_told_with_a_map_that_mends_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids as FreeSurfer has them: the map that is printed, given back, makes the folder fit."""
+    ids = [0, 17, 53]
+    for path in (folder / "labelsTr").iterdir():
+        volume = nib.load(path)
+        nib.save(nib.Nifti1Image(np.array(ids, np.int16)[np.asarray(volume.dataobj)], volume.affine), path)
+    rewrite(folder, "labelsTr", with_voxels(1035))
+    command = ["data", "check", "--dataset_dir", str(folder)]
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "outside 0..2, the task's labels: 17, 53\n" in printed
+    assert "outside 0..2, the task's labels: 17, 53, 1035\n" in printed
+    told = """--label_map '{"17": 1, "53": 2, "1035": 0}'"""
+    assert printed.count(told) == 1
+    assert main([*command, *shlex.split(told)]) == 0
+    assert main([*command, "--label_map", '{"17": 1, "53": 2}', "--ignore_label", "1035"]) == 0
+    assert main([*command, "--label_map", "{'17': 1, '53': 2}"]) == 1
+    capsys.readouterr()
+    for wrong in ("{", "[1, 2]", '{"17": "liver"}', '{"17": 3}'):
+        assert main([*command, "--task", "Task04_Hippocampus", "--label_map", wrong]) == 1
+        assert capsys.readouterr().err.startswith("error: label_map: must ")
+
+
+def test_many_values_are_told_as_ranges_and_very_many_as_one(folder: Path) -> None:
+    def numbered(n: int) -> list[str]:
+        rewrite(folder, "labelsTr", lambda v, a: ((np.arange(v.size).reshape(v.shape) % n).astype(np.int16), a))
+        return [problem.what for problem in check_dataset(folder).problems]
+
+    assert numbered(40) == ["has values outside 0..2, the task's labels: 3 to 39"]
+    assert numbered(3000) == ["has values outside 0..2, the task's labels: 2997 values from 3 to 2999"]
+
+
+def test_index_that_numbers_its_labels_with_gaps_is_a_problem_that_hides_no_case(folder: Path) -> None:
+    edit_index(folder, labels={"0": "background", "2": "a", "5": "b"}, name="Mine", phantoms=None)
+    for path in (folder / "labelsTr").iterdir():
+        volume = nib.load(path)
+        nib.save(nib.Nifti1Image(np.array([0, 2, 5], np.uint8)[np.asarray(volume.dataobj)], volume.affine), path)
+    rewrite(folder, "labelsTr", with_voxels(7))
+    first, second = check_dataset(folder).problems
+    assert first[1:] == (
+        "dataset.json",
+        """numbers its labels 0, 2, 5; a training needs 0, 1, ...: --label_map '{"2": 1, "5": 2}'""",
+    )
+    assert second.case == CASE
+    assert "outside 0..2, the task's labels: 7" in second.what
+    (only,) = check_dataset(folder, label_map={"2": 1, "5": 2}).problems
+    assert only == second
+
+
+@pytest.mark.parametrize("value", [255, -1])
+def test_unknown_voxels_are_no_problem_once_they_are_named(folder: Path, value: int) -> None:
+    rewrite(folder, "labelsTr", with_voxels(value))
+    (problem,) = check_dataset(folder).problems
+    assert f"labels: {value}" in problem.what
+    report = check_dataset(folder, ignore_label=value)
+    assert (report.problems, report.absent) == ([], {})
+    command = ["data", "check", "--dataset_dir", str(folder), "--ignore_label", str(value)]
+    assert main(command) == 0
+    rewrite(folder, "labelsTr", lambda voxels, affine: (np.full_like(voxels, value), affine))
+    (problem,) = check_dataset(folder, ignore_label=[7, value]).problems
+    assert problem.what == "has no foreground"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels": ["background", "a"]}, "dataset.json: labels: must name each value"),
+        ({"labels": {}}, "dataset.json: labels: must name each value"),
+        ({"labels": {"a": "b"}}, "dataset.json: labels: must name each value"),
+        ({"modality": "MRI"}, "dataset.json: modality: must name each channel"),
+    ],
+)
+def test_index_that_cannot_be_right_is_one_line(folder: Path, values: dict[str, object], message: str) -> None:
+    edit_index(folder, **values)
+    with pytest.raises(UserError, match=message) as caught:
+        check_dataset(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_number_of_cases_that_differs_from_the_list_is_a_warning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_index(folder, numTraining=260)
+    assert main(["data", "check", "--dataset_dir", str(folder)]) == 0
+    assert "warning: dataset.json says numTraining 260, and lists 3 cases" in capsys.readouterr().out
+
+
+def test_place_is_the_trainings_and_forms_that_disagree_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The label's qform alone has the header's voxel size, so MONAI reads it; NiBabel's affine would be the image's."""
+    path = folder / "labelsTr" / f"{CASE}.nii.gz"
+    volume = nib.load(path)
+    larger = volume.affine @ np.diag([1.5, 1.5, 1.5, 1])
+    image = nib.load(folder / "imagesTr" / f"{CASE}.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), larger), folder / "imagesTr" / f"{CASE}.nii.gz")
+    assert len(check_dataset(folder).problems) == 1  # 1.5 mm beside 1 mm
+    volume.set_qform(volume.affine, 1)
+    volume.set_sform(larger, 1)
+    nib.save(volume, path)
+    np.testing.assert_allclose(nib.load(path).affine, larger)
+    (problem,) = check_dataset(folder).problems
+    apart = 7.5 * np.sqrt(3)
+    away = f"lies up to {apart:.3g} mm from the image: their affines differ; of the label, sform and qform disagree by "
+    assert problem.what == f"{away}{apart:.3g} mm, and MONAI reads the qform"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), folder / "imagesTr" / f"{CASE}.nii.gz")
+    assert main(["data", "check", "--dataset_dir", str(folder)]) == 0
+    assert f"labelsTr/{CASE}.nii.gz (sform and qform disagree by {apart:.3g} mm" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

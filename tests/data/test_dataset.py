@@ -21,6 +21,7 @@ from monai_losses_ext.data.dataset import (
     validation_cases,
 )
 
+PARTS = {"image": "imagesTr", "label": "labelsTr"}
 REAL_DATA = Path(os.environ.get("TASK04_DIR", "Task04_Hippocampus"))
 
 
@@ -86,6 +87,13 @@ def test_unusable_folder_is_one_line_with_the_folder_the_fault_and_the_three_way
         "a folder of your own with dataset.json",
     )
     assert all(way in text for way in ways)
+
+
+def test_index_as_windows_writes_it(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", ["a.nii.gz"])
+    entry = {"image": ".\\imagesTr\\a.nii.gz", "label": "labelsTr\\a.nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps({"training": [entry]}), encoding="utf-8-sig")
+    assert read_cases(folder) == [{key: str(folder / part / "a.nii.gz") for key, part in PARTS.items()}]
 
 
 def test_error_names_the_section_that_was_asked_for(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,17 +178,38 @@ def test_two_rows_of_one_name_are_refused(tmp_path: Path, key: str) -> None:
         read_tasks(tmp_path / "tasks.json")
 
 
-def test_wrong_row_of_the_package_is_one_line_of_every_command(tmp_path: Path) -> None:
-    """The rows are read while the package is imported, before any command could catch an error."""
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"modality"', '"modalty"', r"field: .* got 'modalty'\. Did you mean 'modality'\?"),
+        ('"warmup_fraction": 0.05', '"warmup_fraction": 5', "training: warmup_fraction: must be .* got 5"),
+    ],
+)
+def test_wrong_row_of_the_package_ends_render_and_check_in_one_line_and_no_import(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
     package = Path(shutil.copytree(TASKS_FILE.parents[1], tmp_path / "monai_losses_ext"))
     text = TASKS_FILE.read_text(encoding="utf-8")
-    (package / "data" / "tasks.json").write_text(text.replace('"modality"', '"modalty"', 1), encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", "-m", "monai_losses_ext", "bundles", "check"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: tasks.json, Task01_BrainTumour: field: ")
-    assert done.stderr.endswith("got 'modalty'. Did you mean 'modality'?\n")
-    assert done.stderr.count("\n") == 1
+    assert old in text
+    (package / "data" / "tasks.json").write_text(text.replace(old, new, 1), encoding="utf-8")
+    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "bundles" / "msd_heart_mri_segmentation").mkdir(parents=True)
+    script = """
+import sys
+from monai_losses_ext.cli import main
+import monai_losses_ext.data.tasks, monai_losses_ext.data.check, monai_losses_ext.data.seeded
+print("imported")
+for action in ("render", "check"):
+    print(main(["bundles", action]))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["imported", "1", "1"], done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert re.match(rf"error: tasks\.json, Task01_BrainTumour: {message}", line)
 
 
 def test_a_new_task_is_a_new_row(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def where_installed(backend):
     )
 
 
-BACKENDS = ["scipy", where_installed("edt"), where_installed("triton")]
+BACKENDS = ["scipy", where_installed("numba"), where_installed("triton")]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 HAS_GPU = torch.cuda.is_available()
 
@@ -76,6 +76,21 @@ def test_is_exact_along_a_long_axis(backend, axis, spacing):
     assert torch.allclose(maps[0, 1].movedim(axis, 0)[1:, 1, 1].double(), expected, rtol=0, atol=1e-4)
     line = signed_distance(labels.movedim(axis + 2, 4)[..., 1, 1, :], 2, spacing, backend=backend)
     assert torch.allclose(line[0, 1, 1:].double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", [where_installed("numba")])
+@pytest.mark.parametrize("shape", [(150, 3, 70), (2, 90, 130), (65, 120), (300,)])
+@pytest.mark.parametrize("density", [0.002, 0.02, 0.3])
+def test_far_and_near_in_lines_longer_than_a_search_goes(backend, shape, density):
+    labels = torch.randint(1, 4, (1, 1, *shape)).where(torch.rand(1, 1, *shape) < density, 0)
+    labels.view(-1)[:4] = torch.arange(4)
+    labels[0, 0][..., : shape[-1] // 2] += (labels[0, 0][..., : shape[-1] // 2] == 0).int() * 3  # a large label
+    spacing = [0.7, 3.0, 1.3][: len(shape)]
+    expected = signed_distance(labels, 4, spacing, backend="scipy")
+    maps = signed_distance(labels, 4, spacing, backend=backend)
+    assert torch.allclose(maps, expected, rtol=1e-6, atol=1e-5)
+    torch.set_num_threads(1)
+    assert torch.equal(signed_distance(labels, 4, spacing, backend=backend), maps)
 
 
 @every_backend
@@ -183,7 +198,7 @@ def test_errors_are_one_line():
         signed_distance(labels, 2, absent="fat")
     with pytest.raises(ValueError, match=r"^convention: must be one of signed, kervadec; got"):
         signed_distance(labels, 2, convention="monai")
-    with pytest.raises(ValueError, match=r"^distance backend: must be one of auto, edt, scipy, triton; got"):
+    with pytest.raises(ValueError, match=r"^distance backend: must be one of auto, numba, scipy, triton; got"):
         signed_distance(labels, 2, backend="numpy")
     for spacing in (0.0, -1.0, [1.0, 1.0, 1.0], math.nan, math.inf, "1", [[1.0, 1.0], [1.0]]):
         with pytest.raises(ValueError, match=r"^spacing: must be a number above 0"):

@@ -65,9 +65,7 @@ def test_on_a_cpu_without_the_interpreter_it_says_what_to_do():
     )
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert run.stderr.splitlines()[-1].startswith(
-        "ValueError: distance backend: 'triton' needs labels on a CUDA device"
-    )
+    assert "distance backend: 'triton' needs labels on a CUDA device" in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

@@ -16,8 +16,8 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import nn
 
-from monai_losses_ext.handlers import CurvePicture, LossTracker, SegmentationReport
-from monai_losses_ext.handlers.curves import draw_curves, group_names
+from monai_losses_ext.handlers import CurvePicture, LossTracker, SegmentationReport, curves
+from monai_losses_ext.handlers.curves import draw_curves, group_names, named_curves, value_range
 
 
 def test_table_and_picture_of_a_training(tmp_path: Path, store: Any) -> None:
@@ -77,3 +77,37 @@ def test_each_name_has_its_panel() -> None:
 def test_little_or_broken_history_is_drawn(history: dict[int, dict[str, float]], tmp_path: Path) -> None:
     draw_curves(history, tmp_path / "curves.png")
     assert png.imread(tmp_path / "curves.png").size
+
+
+def test_axes_do_not_blow_up_small_differences() -> None:
+    assert value_range([0.708, 0.71, 0.712], "val_mean_dice") == (-0.03, 1.03)
+    assert value_range([0.5, 0.5], "weight_dice") == (-0.03, 1.03)
+    assert value_range([1.0, 1.01], "loss") == (0.0, pytest.approx(1.0605))
+    low, high = value_range([-1.0, float("nan"), 3.0], "loss")
+    assert low < -1.0
+    assert high > 3.0
+
+
+def test_of_many_classes_the_extremes_are_named() -> None:
+    last = {"val_mean_dice": 0.5} | {f"val_dice_{i}": i / 118 for i in range(118)}
+    named = named_curves(last)
+    assert named[0] == "val_mean_dice"
+    assert {"val_dice_0", "val_dice_117"} < set(named)
+    assert len(named) <= 10
+    few = [f"val_dice_{i}" for i in range(10)]
+    assert named_curves(dict.fromkeys(few, 0.1)) == few
+
+
+def test_curves_of_many_classes_keep_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = {e: {"val_mean_dice": 0.5, **{f"val_dice_{i}": i / 41 for i in range(41)}} for e in (1, 2)}
+    widths = []
+
+    class Spied(curves.Figure):  # type: ignore[misc, name-defined]
+        def savefig(self, *arguments: Any, **keywords: Any) -> None:
+            super().savefig(*arguments, **keywords)
+            box = self.axes[0].get_window_extent()
+            widths.append((box.width / self.bbox.width, box.height / self.bbox.height))
+
+    monkeypatch.setattr(curves, "Figure", Spied)
+    draw_curves(history, tmp_path / "curves.png")
+    assert min(widths[0]) > 0.5

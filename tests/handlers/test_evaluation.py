@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import math
+import multiprocessing
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,9 @@ from monai.transforms import (
 )
 from torch import nn
 
-from monai_losses_ext.handlers import SegmentationReport
+from monai_losses_ext import get_loss
+from monai_losses_ext.errors import UserError
+from monai_losses_ext.handlers import SegmentationReport, WeightSchedule
 from monai_losses_ext.metrics import METRICS, class_metrics
 
 LABELS = {"0": "background", "1": "front part", "2": "back"}
@@ -257,3 +260,66 @@ def test_prediction_on_another_grid(write_case: Callable[..., dict[str, str]]) -
 def test_output_that_is_not_decollated(cases: list[dict[str, str]]) -> None:
     with pytest.raises(ValueError, match=r"decollate=True\); got 'dict'"):
         evaluate(cases, SegmentationReport(LABELS), decollate=False)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("ignored", [255, [255, 254]])
+def test_unknown_voxels_count_in_no_metric(ignored: Any, one_hot: bool) -> None:
+    """Oracle: a prediction that is right where the class is known, whatever it says elsewhere."""
+    truth = torch.tensor(box(2, 7))
+    label = truth.clone()
+    label[4:, :, :] = 255
+    if isinstance(ignored, list):
+        label[:, 8:, :] = 254
+    prediction = truth.clone()
+    prediction[5:8, 1:9, 1:7] = 1  # wrong, but nobody knows
+    prediction = torch.stack([1 - prediction, prediction]) if one_hot else prediction[None]
+    loader = [{"image": prediction[None], "label": label[None, None]}]
+    report = SegmentationReport({"1": "a", "255": "unknown"}, spacing=SPACING, ignore_label=ignored)
+    metrics = evaluate([{"image": prediction}], report, val_data_loader=loader)
+    assert metrics == {"dice_a": 1.0, "nsd_a": 1.0, "hd95_a": 0.0} | {
+        "mean_dice": 1.0,
+        "mean_nsd": 1.0,
+        "mean_hd95": 0.0,
+    }
+    known = label < 254
+    wrong = truth.clone()
+    wrong[2] = 0  # a known layer is missed
+    loader = [{"image": wrong[None, None], "label": label[None, None]}]
+    metrics = evaluate([{"image": wrong}], report, val_data_loader=loader)
+    both = [float(((volume == 1) & known).sum()) for volume in (wrong, truth)]
+    assert metrics["dice_a"] == pytest.approx(2 * both[0] / sum(both))
+    assert metrics["hd95_a"] >= 1.0
+
+
+def test_wrong_ignore_label() -> None:
+    with pytest.raises(ValueError, match=r"^ignore_label: must be a label value, a list of them, or none; got 'x'\.$"):
+        SegmentationReport(LABELS, ignore_label="x")
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    pairs = [{"image": torch.ones(1, 3, 3), "label": torch.ones(1, 3, 3)} for _ in range(5)]
+    report = SegmentationReport({"1": "a"}, f"{folder}/{rank}.csv", spacing=[1, 1], metrics=["dice"], across_ranks=True)
+    evaluate([pairs[0]], report, val_data_loader=DataLoader(Dataset(pairs[rank::2])))
+    loss = get_loss({"type": "compound", "components": ["dice", "boundary"]})
+    WeightSchedule(loss, {"type": "linear", "component": "boundary", "start": 0, "end": 1, "epochs": 3})
+    try:
+        loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3))
+    except UserError as error:
+        Path(folder, f"{rank}.txt").write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_number_cases_without_files_and_miss_no_schedule(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_rank, args=(rank, str(tmp_path))) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    for rank in (0, 1):
+        with open(tmp_path / f"{rank}.csv", newline="") as file:
+            assert [row["case"] for row in csv.DictReader(file)][:5] == [f"case_{i:04d}" for i in range(5)]
+        assert f"but is not on rank {rank}." in (tmp_path / f"{rank}.txt").read_text()

@@ -106,10 +106,10 @@ def run(cases: list[dict[str, str]], handlers: list[Any], prepare: Any = ()) -> 
     evaluator.run()
 
 
-def count_pixels(path: Path, colour: str) -> int:
-    """Return how many pixels of a picture have just this colour."""
+def count_pixels(path: Path, color: str) -> int:
+    """Return how many pixels of a picture have just this color."""
     pixels = png.imread(path)[..., :3]
-    return int((np.abs(pixels - to_rgb(colour)).max(axis=-1) < 0.02).sum())
+    return int((np.abs(pixels - to_rgb(color)).max(axis=-1) < 0.02).sum())
 
 
 def test_picture_is_logged_by_mlflow(write_case: Callable[..., dict[str, str]], tmp_path: Path, store: Any) -> None:
@@ -119,7 +119,7 @@ def test_picture_is_logged_by_mlflow(write_case: Callable[..., dict[str, str]], 
     picture = PredictionPicture(path, LABELS)
     run(cases, [picture, mlflow_handler])
     assert store.artifacts() == ["predictions.png"]
-    assert count_pixels(path, pictures.COLOURS[0]) > 500
+    assert count_pixels(path, pictures.COLORS[0]) > 500
     assert len(picture.cases) == 3
     run(cases[:1], [picture])
     assert len(picture.cases) == 1
@@ -140,7 +140,7 @@ def test_cases_from_worst_to_best(write_case: Callable[..., dict[str, str]], tmp
     run(cases, [PredictionPicture(tmp_path / "predictions.png", LABELS, n_cases=3)])
     assert [label.split("\n") for label in drawn[0]] == [
         ["length_2", "Dice 0.400", "(lowest of 7)"],
-        ["length_5", f"Dice {2 * 5 / 13:.3f}", "(rank 4 of 7)"],
+        ["length_5", f"Dice {2 * 5 / 13:.3f}", "(median of 7)"],
         ["length_8", "Dice 1.000", "(highest of 7)"],
     ]
 
@@ -167,7 +167,7 @@ def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
     label = torch.zeros(1, 16, 20)
     label[0, 4:9, 5:12] = 1
     (plane,) = cut_planes({"image": label, "label": label, "pred": label}, [1])
-    pictures.draw_cases([pictures.Case(r"$\x$", 1.0, [plane])], [r"a $\y$"], 4, tmp_path / "names.png")
+    pictures.draw_cases([pictures.ShownCase(r"$\x$", [1.0], [plane])], [r"a $\y$"], 4, tmp_path / "names.png")
     draw_curves({1: {r"loss_$\z$": 1.0}}, tmp_path / "curves.png")
     assert {path.name for path in tmp_path.iterdir()} == {"names.png", "curves.png"}
 
@@ -180,5 +180,37 @@ def test_flat_images(affine: np.ndarray | None, tmp_path: Path) -> None:
         label = MetaTensor(label, affine=affine)
     (plane,) = cut_planes({"image": label, "label": label, "pred": label}, [1])
     assert plane.image.shape == (16, 20)
-    pictures.draw_cases([pictures.Case("flat", 1.0, [plane])], ["a"], 4, tmp_path / "flat.png")
-    assert count_pixels(tmp_path / "flat.png", pictures.COLOURS[0]) > 100
+    pictures.draw_cases([pictures.ShownCase("flat", [1.0], [plane])], ["a"], 4, tmp_path / "flat.png")
+    assert count_pixels(tmp_path / "flat.png", pictures.COLORS[0]) > 100
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 41, 118])
+def test_no_two_classes_have_one_color(count: int) -> None:
+    colors = np.array([to_rgb(color) for color in pictures.class_colors(count)])
+    apart = np.abs(colors[:, None] - colors[None]).max(axis=-1) + np.eye(count)
+    assert apart.min() > 0.04
+
+
+def test_picture_of_an_evaluation_is_another_than_that_of_a_training(
+    write_case: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    cases = [write_case(f"case_{n}", volume(n), volume(8), np.eye(4)) for n in (3, 4, 5)]
+    trained = PredictionPicture(tmp_path / "predictions.png", LABELS)
+    evaluated = PredictionPicture(tmp_path / "evaluation.png", LABELS, n_cases=3, with_scores=True)
+    run(cases, [trained, evaluated])
+    first, second = (png.imread(tmp_path / name) for name in ("predictions.png", "evaluation.png"))
+    assert second.shape[0] > first.shape[0] + 200  # the scores of all cases
+    assert [case.scores[0] for case in evaluated.cases] == pytest.approx([2 * n / (n + 8) for n in (3, 4, 5)])
+
+
+def test_nothing_is_drawn_where_the_class_is_not_known(
+    write_case: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    label = volume(8)
+    label[6:] = 255
+    picture = PredictionPicture(tmp_path / "predictions.png", LABELS, ignore_label=255)
+    run([write_case("case", volume(8), label, np.eye(4))], [picture])
+    (case,) = picture.cases
+    assert case.dice == 1.0
+    for plane in case.planes:
+        np.testing.assert_array_equal(plane.prediction, plane.reference)

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from monai_losses_ext import CompoundLoss, DeepSupervisionLoss, FocalLoss, get_loss
+from monai_losses_ext.errors import UserError
 from monai_losses_ext.handlers import LossTracker
 
 EPOCHS = 3
@@ -217,7 +218,7 @@ def test_names_that_mlflow_refuses_and_a_loss_that_is_nan(store: Any) -> None:
 def test_an_optimizer_without_the_learned_weights_stops_at_the_start_with_the_fix() -> None:
     loss = get_loss({"type": "compound", "components": ["dice", "focal"], "learnable_weights": True})
     case = Case(loss=loss)
-    with pytest.raises(SystemExit, match="^error: optimizer: must train the weights") as caught:
+    with pytest.raises(UserError, match="^optimizer: must train the weights") as caught:
         case.run(LossTracker(case.loss, case.optimizer))
     assert "\n" not in str(caught.value)
     assert "@loss.parameters()" in str(caught.value)

@@ -20,8 +20,9 @@ from monai.transforms import Compose, Lambdad, RandGaussianNoised
 from torch import nn
 
 from monai_losses_ext.data.seeded import SeededCacheDataset
+from monai_losses_ext.errors import UserError
 from monai_losses_ext.handlers import BestModel, EpochSeed, FinalModel, ResumableMLFlowHandler, TrainingState
-from monai_losses_ext.handlers.training_state import load_state, save_whole
+from monai_losses_ext.handlers.state_file import load_state, save_whole
 
 
 class Trainer:
@@ -118,7 +119,7 @@ def test_what_could_not_be_read_again_is_refused_before_the_training(
     steps: list[int] = []
     engine = Engine(lambda engine, batch: steps.append(batch))
     TrainingState(tmp_path / "state.pt", **arguments).attach(engine)
-    with pytest.raises(SystemExit, match=f"^error: TrainingState: {entry}: must consist of .*; got ") as caught:
+    with pytest.raises(UserError, match=f"^TrainingState: {entry}: must consist of .*; got ") as caught:
         engine.run([0], max_epochs=2)
     assert "\n" not in str(caught.value)
     assert steps == []
@@ -133,7 +134,7 @@ def test_state_that_a_step_spoils_never_takes_the_former_files_place(tmp_path: P
         engine.run([0])
 
     run(lambda engine, batch: None)
-    with pytest.raises(SystemExit, match="^error: TrainingState: objects: rate: "):
+    with pytest.raises(UserError, match="^TrainingState: objects: rate: "):
         run(lambda engine, batch: setattr(rate, "value", np.zeros(2)))
     assert load_state(path)["objects"]["rate"]["groups"] == [{"lr": 0.1}]
 
@@ -156,7 +157,7 @@ def test_what_is_no_state_is_one_line(tmp_path: Path, content: Any, message: str
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(SystemExit, match=f"^error: resume: .*{message}") as caught:
+    with pytest.raises(UserError, match=f"^resume: .*{message}") as caught:
         load_state(path)
     assert "\n" not in str(caught.value)
 
@@ -218,7 +219,7 @@ def test_a_training_of_another_length_is_refused_before_anything_is_restored(tmp
 
     train(1, resume=False)
     nn.init.constant_(network.weight, 5.0)
-    with pytest.raises(SystemExit, match="a training with epochs 1; this config has 2"):
+    with pytest.raises(UserError, match="a training with epochs 1; this config has 2"):
         train(2, resume=True)
     assert network.weight.item() == 5.0
 
@@ -289,7 +290,7 @@ def test_resumed_run_has_no_step_twice(store: Any) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status", "logged"),
-    [(SystemExit("error: x"), "FAILED", 0), (KeyError("x"), "FAILED", 1), (KeyboardInterrupt(), "KILLED", 1)],
+    [(UserError("x"), "FAILED", 0), (KeyError("x"), "FAILED", 1), (KeyboardInterrupt(), "KILLED", 0)],
 )
 def test_run_that_an_error_stops_is_closed(
     store: Any, caplog: pytest.LogCaptureFixture, error: BaseException, status: str, logged: int

@@ -251,7 +251,7 @@ def test_compound_shares_the_pass_and_passes_the_label_on(monkeypatch):
 
     passes = []
     monkeypatch.setattr(
-        base, "voxel_sums", lambda *args, _original=base.voxel_sums: passes.append(args[2]) or _original(*args)
+        base, "compute", lambda *args, _original=base.compute: passes.append(args[2]) or _original(*args)
     )
     logits, labels = torch.randn(1, 3, 6, 5, 4), torch.randint(0, 3, (1, 1, 6, 5, 4))
     target = {"label": labels, "distance": signed_distance(labels, 3)}

@@ -29,7 +29,7 @@ def test_values_per_sample_class_and_voxel_are_added_up_where_they_belong(shape)
     number = ours.TverskyLoss(softmax=True)
     parts, weights = [dice, of_batch, focal, binary, number], [0.1, 0.2, 0.3, 0.4, 0.5]
     for order in (list(range(5)), [4, 3, 2, 1, 0], [1, 4, 0, 3, 2]):
-        compound = CompoundLoss([parts[i] for i in order], [weights[i] for i in order])
+        compound = CompoundLoss([parts[i] for i in order], [weights[i] for i in order], mixed_activations=True)
         total = compound(x, labels)
         assert total.shape == x.shape
         for b in range(shape[0]):
@@ -64,8 +64,8 @@ def test_values_of_one_shape_are_added_up(shape, one, other):
         (ours.CrossEntropyLoss(**NONE), ours.DiceLoss(softmax=True, batch=True, **NONE)),
         (ours.CrossEntropyLoss(**NONE), ours.TverskyLoss(softmax=True, **NONE)),
         (ours.BoundaryLoss(softmax=True, spacing=1.0, **NONE), ours.DiceLoss(softmax=True, **NONE)),
-        (ours.TverskyLoss(softmax=True, batch=True, **NONE), ours.FocalLoss(**NONE)),
-        (ours.DiceLoss(softmax=True, include_background=False, **NONE), ours.FocalLoss(**NONE)),
+        (ours.TverskyLoss(softmax=True, batch=True, **NONE), ours.FocalLoss(use_softmax=True, **NONE)),
+        (ours.DiceLoss(softmax=True, include_background=False, **NONE), ours.FocalLoss(use_softmax=True, **NONE)),
     ],
     ids=lambda loss: type(loss).__name__,
 )
@@ -80,10 +80,10 @@ def test_values_of_other_axes_are_refused_whatever_their_lengths(shape, one, oth
 
 @pytest.mark.parametrize("form", [tuple, np.array, torch.tensor, lambda w: np.array(w[::-1])[::-1]])
 def test_weights_come_in_any_list(form):
-    loss = CompoundLoss([ours.DiceLoss(), ours.FocalLoss()], weights=form([0.75, 0.25]))
+    loss = CompoundLoss([ours.DiceLoss(sigmoid=True), ours.FocalLoss()], weights=form([0.75, 0.25]))
     assert loss.get_weights() == {"dice": 0.75, "focal": 0.25}
     with pytest.raises(ValueError, match=r"^weights: focal: must be a number of at least 0; got -0.25\.$"):
-        CompoundLoss([ours.DiceLoss(), ours.FocalLoss()], weights=form([0.75, -0.25]))
+        CompoundLoss([ours.DiceLoss(sigmoid=True), ours.FocalLoss()], weights=form([0.75, -0.25]))
 
 
 @pytest.mark.parametrize(

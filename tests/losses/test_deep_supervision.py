@@ -12,12 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
+from monai.networks.nets import DynUNet
 from torch import nn
 
 import monai_losses_ext as ours
 from monai_losses_ext import DeepSupervisionLoss
 from monai_losses_ext.distance import signed_distance
+from monai_losses_ext.errors import ShapeError
+from monai_losses_ext.losses import deep_supervision
 from monai_losses_ext.losses.deep_supervision import resample_label
+from monai_losses_ext.sums import Target
 
 SIZES = [(12, 9, 8), (6, 5, 4), (3, 2, 2)]
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -119,7 +123,8 @@ def test_the_middle_of_the_volume_stays_where_it_is():
     middles = []
     for size in SIZES:
         middle = torch.tensor([*[(n - 1) / 2 for n in size], 1.0], dtype=torch.float64)
-        middles.append(resample_label(label, size).affine @ middle)
+        target = deep_supervision.resampled(Target.parse(label, heads()[0]), size)
+        middles.append(target.affine @ middle)
     torch.testing.assert_close(middles, [middles[0]] * 3)
 
 
@@ -236,3 +241,34 @@ def test_what_cannot_be_done_is_one_line():
         loss(inputs, label)
     assert torch.isfinite(loss(inputs[:1], label))
     assert torch.isfinite(loss(inputs, {"label": label, "distance": signed_distance(label, 3, 2.0)}))
+
+
+@pytest.mark.parametrize("kind", ["index", "without a channel axis", "dense"])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_one_tensor_of_a_network_is_taken_apart(spatial_dims, kind):
+    """MONAI's DynUNet stacks its heads on axis 1 while it trains, all at the full resolution."""
+    network = DynUNet(
+        spatial_dims, 1, 3, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 8, 8], deep_supervision=True, deep_supr_num=1
+    )
+    shape = (2, *[16] * spatial_dims)
+    labels = torch.randint(0, 3, shape)
+    dense = F.one_hot(labels, 3).movedim(-1, 1).float()
+    target = {"index": labels.unsqueeze(1), "without a channel axis": labels, "dense": dense}[kind]
+    heads = network.train()(torch.randn(2, 1, *shape[1:]))
+    assert heads.shape == (2, 2, 3, *shape[1:])
+    loss = DeepSupervisionLoss(ours.DiceLoss(softmax=True))
+    assert torch.equal(loss(heads, target), loss(list(heads.unbind(1)), target))
+    perfect = torch.stack([40 * dense, 40 * dense], 1)
+    assert loss(perfect, target).item() == pytest.approx(0, abs=1e-4)
+    scores = network.eval()(torch.randn(2, 1, *shape[1:]))
+    assert torch.equal(loss(scores, target), loss([scores], target))
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "label_shape"),
+    [((1, 2, 3, 8, 8, 8), (1, 1, 8, 8)), ((1, 2, 8, 8), (1, 1, 8, 8, 8)), ((1, 2, 3, 4, 8, 8), (2, 1, 4, 8, 8))],
+)
+def test_what_does_not_fit_the_labels_axes_is_refused(input_shape, label_shape):
+    loss = DeepSupervisionLoss(ours.DiceLoss(softmax=True))
+    with pytest.raises(ShapeError, match="^target: must be"):
+        loss(torch.zeros(input_shape), torch.zeros(label_shape))

@@ -196,7 +196,7 @@ def test_a_compound_is_the_weighted_sum_in_one_pass(problem, monkeypatch):
     ]
     weights = [0.4, 0.3, 0.2, 0.0]
     calls = []
-    monkeypatch.setattr(base, "voxel_sums", lambda *a, f=base.voxel_sums, **k: calls.append(a[2]) or f(*a, **k))
+    monkeypatch.setattr(base, "compute", lambda *a, f=base.compute, **k: calls.append(a[2]) or f(*a, **k))
     compound = ours.CompoundLoss(parts, weights)
     total = compound(x, labels)
     assert len(calls) == 1
@@ -211,7 +211,7 @@ def test_a_compound_is_the_weighted_sum_in_one_pass(problem, monkeypatch):
 def test_a_compound_of_other_modules_and_activations(problem):
     x, labels = problem
     parts = [ours.DiceLoss(softmax=True), ours.DiceLoss(sigmoid=True), nn.CrossEntropyLoss()]
-    compound = ours.CompoundLoss(parts)
+    compound = ours.CompoundLoss(parts, mixed_activations=True)
     expected = sum(part(x, labels).item() for part in parts) / 3
     assert compound(x, labels).item() == pytest.approx(expected)
     assert list(compound.get_weights()) == ["dice", "dice_2", "cross_entropy"]

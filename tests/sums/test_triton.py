@@ -41,7 +41,8 @@ def some(cases):
 @pytest.fixture
 def _small_tiles(monkeypatch):
     """Several programs for a small volume, each of several tiles but the last, whose tile has voxels to spare."""
-    monkeypatch.setattr(launch, "tile", lambda c_pad: (16, 2, 1))
+    monkeypatch.setattr(launch, "SUMS_TILES", dict.fromkeys(launch.SUMS_TILES, (16, 2, 1, 2)))
+    monkeypatch.setattr(launch, "GRADIENT_TILES", dict.fromkeys(launch.GRADIENT_TILES, (16, 2, 1)))
     monkeypatch.setattr(launch, "PROGRAMS", 1)
     monkeypatch.setattr(launch, "MOST_TILES", 3)
 
@@ -205,7 +206,7 @@ def test_voxels_that_a_thread_reads_at_once(activation, kind, ignore):
     wide = torch.zeros(2, 3, 96)[..., :80].copy_(x.flatten(2)).to(DEVICE)
     odd = torch.zeros(2, 3, 81, device=DEVICE)[..., :80]
     for logits, fold in ((x.to(DEVICE).flatten(2), 2), (wide, 2), (wide[..., :75], 2), (wide[..., ::2], 1), (odd, 1)):
-        options = launch._launch(logits, label, ["tp"], activation)[1]
+        options = launch._launch(logits, label, ["tp"], activation, (16, 2, 1))[1]
         assert options["FOLD"] == fold and options["BLOCK"] == 8 * fold
     agree(wide[..., :75], target.flatten(-3)[..., :75], phi.flatten(2)[..., :75], activation, ignore)
 
@@ -223,7 +224,7 @@ def test_layouts():
             assert all(torch.equal(sums[term], expected[term]) for term in sums)
             assert torch.equal(gradient, expected_gradient)
     label = Target(target.unsqueeze(1).to(DEVICE), is_index=True)
-    volumes = launch._launch(channels_last.to(DEVICE).flatten(2), label, ["tp"], "none")[0]
+    volumes = launch._launch(channels_last.to(DEVICE).flatten(2), label, ["tp"], "none", (16, 2, 1))[0]
     assert volumes[0].shape == (2, 3, 120) and volumes[0].stride() == (360, 1, 3)  # a view: nothing is copied
     row = torch.randn(1, 3, 1, 5, requires_grad=True, device=DEVICE)
     voxel_sums(row.expand(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5), device=DEVICE), ["ce"], backend="triton")[
@@ -362,31 +363,34 @@ def test_compiles_for_a_gpu():
     kernels = machine_code("sums")
     assert {row["kernel"] for row in kernels} == {"sums_kernel", "total_kernel", "gradient_kernel"}
     assert len(kernels) == 3 * 9
-    assert max(row["stack"] for row in kernels) < 64  # bytes: registers suffice
+    # Bytes: registers suffice, but for 14 classes with a map and six terms, which are faster so than in smaller tiles.
+    stacks = sorted(row["stack"] for row in kernels)
+    assert stacks[-2] < 64 and stacks[-1] < 400
 
 
 def test_a_logit_takes_few_instructions():
-    """While an H100's memory hands over a float32 logit, each multiprocessor has time for about 35 instructions.
+    """While the memory hands over a float32 logit, each multiprocessor has time for about 28 instructions.
 
-    It takes up 128 of them a cycle; 132 multiprocessors at 1.7 GHz, 3.3 TB/s.
+    It takes up 128 of them a cycle; 132 multiprocessors at 1.7 GHz, 4.1 TB/s as measured on an H200.
     """
     kernels = machine_code("steps")
     assert len(kernels) == 3 * 10
-    assert max(row["stack"] for row in kernels) < 64
+    # A few bytes, and exchanges: with 118 classes the tiles that have them are the fastest of those measured.
+    assert max(row["stack"] for row in kernels) < 128
     for row in kernels[: 3 * 6]:
         if row["kernel"] != "total_kernel":
             assert row["instructions"] < 50, row
-            assert row["exchanges"] < (2 if row["classes"] > 16 else 0.7), row
+            assert row["exchanges"] < (2.2 if row["classes"] > 16 else 0.7), row
     fourteen = [row["instructions"] for row in kernels[: 3 * 6] if row.get("classes") == 14]
-    assert max(fourteen[:2]) < 35
+    assert max(fourteen[:2]) < 28
 
 
 def test_what_it_cannot_do_is_said_in_one_line(monkeypatch):
     labels = torch.zeros(1, 4, dtype=torch.long, device=DEVICE)
-    rule = r"^backend: 'triton' takes up to 256 classes of float16, bfloat16 or float32; got"
-    with pytest.raises(ValueError, match=rf"{rule} '3 classes of float64'\. Take 'chunked'\.$"):
+    rule = r"^backend: 'triton' takes float16, bfloat16 or float32 of up to 256 classes; got"
+    with pytest.raises(ValueError, match=rf"{rule} '3 classes of float64 on (cpu|cuda)'\. Take 'chunked'\.$"):
         voxel_sums(torch.zeros(1, 3, 4, dtype=torch.float64, device=DEVICE), labels, ["tp"], backend="triton")
-    with pytest.raises(ValueError, match=rf"{rule} '257 classes of float32'"):
+    with pytest.raises(ValueError, match=rf"{rule} '257 classes of float32"):
         voxel_sums(torch.zeros(1, 257, 4, device=DEVICE), labels, ["tp"], backend="triton")
     code = (
         "import torch; from monai_losses_ext.sums import voxel_sums;"
@@ -394,7 +398,7 @@ def test_what_it_cannot_do_is_said_in_one_line(monkeypatch):
     )
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert run.stderr.splitlines()[-1].startswith("ValueError: backend: 'triton' needs a CUDA device")
+    assert "backend: 'triton' needs a CUDA device" in run.stderr.splitlines()[-1]
     with monkeypatch.context() as patch:
         patch.setattr(launch, "VERSION", (3, 3))
         with pytest.raises(ValueError, match=r"^backend: 'triton' needs Triton 3\.4 or newer"):

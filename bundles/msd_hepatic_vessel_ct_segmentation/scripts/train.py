@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a training: what the optimizer trains, and what a resumed training must have in common with the former one."""
+"""Parts of a training: what the optimizer trains, and what its options are."""
 
 from __future__ import annotations
 

@@ -32,10 +32,14 @@ def one_line_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         line = user_line(error)
+        status = getattr(error, "exit_status", None)  # of a run that a signal stopped, as shells have it
         if line is None:
             former(kind, error, trace)
-        else:
+        elif status is None:
             print(f"error: {line}", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+            raise SystemExit(status)
 
     hook.is_of_bundle = True  # type: ignore[attr-defined]
     sys.excepthook = hook
@@ -44,12 +48,13 @@ def one_line_errors() -> None:
 def user_line(error: BaseException | None) -> str | None:
     """Return the line of the UserError that an error is, or was caused by; None where there is none.
 
-    The class is known by its name: the package ``monai_losses_ext`` has one too.
+    The class is known by its name: the package ``monai_losses_ext`` has one too, and ``Interrupted`` for a run that a
+    signal stopped.
     """
     for cause in _causes(error):
         text = str(cause)
         of_worker = "in DataLoader worker process" in text  # its message is the traceback that the worker saw
-        if any(kind.__name__ == "UserError" for kind in type(cause).__mro__):
+        if any(kind.__name__ in ("UserError", "Interrupted") for kind in type(cause).__mro__):
             return text.strip().splitlines()[-1].partition(": ")[2] if of_worker else " ".join(text.splitlines())
         found = WORKER.search(text) if of_worker else None
         if found:

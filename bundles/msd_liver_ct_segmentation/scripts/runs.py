@@ -55,26 +55,37 @@ def choose_name(output_dir: str, loss: Any, resume: Any = False) -> str:
     return _of_first_rank(lambda: _newest_unfinished(Path(output_dir)))
 
 
-def begin_run(output_dir: str, run_name: str, resume: Any = False, save: bool = True) -> None:
-    """Check the run's folder before anything is written, make it, and say in one line where the run writes.
+def check_run(output_dir: str, run_name: str, resume: Any = False) -> None:
+    """Check that a run can be what its options say, before anything is read or written.
 
     Args:
         output_dir: folder of the bundle's runs.
         run_name: name of the run's folder.
         resume: whether the run goes on from its state.
+
+    Raises:
+        UserError: for a path or a name that cannot be one, a run to resume that is not there or is finished, a new run
+            whose folder holds another one already.
+    """
+    check_path("output_dir", output_dir)
+    folder, going_on = Path(output_dir) / check_name(run_name), flag("resume", resume)
+    _of_first_rank(lambda: _check_folder(folder, going_on))
+
+
+def begin_run(run_dir: str, resume: Any = False, save: bool = True) -> None:
+    """Make the run's folder, and say in one line where the run writes.
+
+    Args:
+        run_dir: the run's folder.
+        resume: whether the run goes on from its state.
         save: whether this process writes; of several, the first one does.
 
     Raises:
-        UserError: for a name that cannot be a folder's, a run to resume that is not there or is finished, a new run
-            whose folder holds another one already, or a folder that cannot be written to.
+        UserError: for a folder that cannot be written to.
     """
-    going_on = flag("resume", resume)
-    check_path("output_dir", output_dir)
-    folder = Path(output_dir) / check_name(run_name)
-    _of_first_rank(lambda: _check_folder(folder, going_on))
     if save:
-        make_folder(folder)
-        print(f"{'resuming' if going_on else 'run'}: {folder}", flush=True)
+        make_folder(run_dir)
+        print(f"{'resuming' if flag('resume', resume) else 'run'}: {run_dir}", flush=True)
 
 
 def finish_run(run_dir: str, save: bool = True) -> None:
@@ -152,11 +163,6 @@ def store_uri(output_dir: str) -> str:
     """Return the address of the MLflow store in a folder, with what such an address reads otherwise escaped."""
     path = os.path.join(os.path.abspath(os.path.expanduser(output_dir)), "mlruns.db")
     return "sqlite:///" + path.replace("%", "%25").replace("?", "%3F")
-
-
-def artifacts_uri(output_dir: str) -> str:
-    """Return the address of the folder that holds the store's files."""
-    return Path(output_dir).expanduser().absolute().joinpath("mlruns").as_uri()
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:

@@ -1,21 +1,19 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels, compiled when they are first used, or read from numba's cache where an earlier process left them there."""
+"""The kernels, compiled when they are first used, or read from the cache where an earlier process left them."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit, types
 
 from monai_losses_ext.sums.numba import kernels as K  # noqa: N812
+from monai_losses_ext.sums.numba.cache import compiled
 
-SECONDS_BEFORE_A_WORD = 1.5
 _LOCK = threading.Lock()
 SIGNATURE = types.void(types.int64[::1], types.float32[::1], types.float64[:, :, ::1], types.float32[:, :, ::1])
 Kernel = Callable[..., None]
@@ -34,29 +32,9 @@ def _kernel() -> Kernel:
 
 def build(function: Callable[..., None], signature: Any) -> Kernel:
     """Compile a function, or read it from the cache; what is wrong with the cache is one warning."""
-    word = threading.Timer(SECONDS_BEFORE_A_WORD, _say_that_it_takes_a_while)
-    word.daemon = True
-    word.start()
-    try:
-        return _compiled(function, signature, cache=True)
-    except Exception as error:
-        # No folder that can be written to, a torn file, a full disk: a training does not end because of a cache.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(
-            f"voxel_sums: the compiled CPU kernels cannot be kept or read ({reason}); they are compiled in every "
-            "process. NUMBA_CACHE_DIR names a folder for them.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return _compiled(function, signature, cache=False)
-    finally:
-        word.cancel()
 
+    def compile_it(cache: bool) -> Kernel:
+        kernel: Kernel = njit([signature], cache=cache, **K.ENTRY)(function)
+        return kernel
 
-def _compiled(function: Callable[..., None], signature: Any, cache: bool) -> Kernel:
-    compiled: Kernel = njit([signature], cache=cache, **K.ENTRY)(function)
-    return compiled
-
-
-def _say_that_it_takes_a_while() -> None:
-    logging.getLogger(__name__).warning("voxel_sums: compiling the CPU kernels, some ten seconds, once.")
+    return compiled("voxel_sums", compile_it)

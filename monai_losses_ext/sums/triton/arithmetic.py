@@ -25,7 +25,7 @@ def one_like(x):
 
 @triton.jit
 def exp(x):
-    """Return exp(x), and 0 where float32 has no normal number for it."""
+    """Return the exponential, and 0 where float32 has no normal number for it."""
     if PTX:
         return _exp2(x * 1.4426950408889634)
     else:
@@ -50,10 +50,10 @@ def _log_and_inverse(x):
 
 
 @triton.jit
-def softmax(x, kept, classes, NUM_CLASSES: tl.constexpr, C_PAD: tl.constexpr):
-    """Return p, 0 where a voxel does not count, and what log p is the difference of.
+def softmax(x, counts, classes, NUM_CLASSES: tl.constexpr, C_PAD: tl.constexpr):
+    """Return p, 0 at voxels that do not count, and what log p is the difference of.
 
-    That is the shifted logits and the logarithm of the total, ``[1, V]``.
+    That is the shifted logits and the logarithm of the total, ``[V]``.
     """
     if NUM_CLASSES < C_PAD:
         x = tl.where((classes < NUM_CLASSES)[:, None], x, float("-inf"))
@@ -61,8 +61,9 @@ def softmax(x, kept, classes, NUM_CLASSES: tl.constexpr, C_PAD: tl.constexpr):
     # Finite, since 0 times -inf, of a class that a logit of -inf has ruled out, is not 0. A NaN stays one.
     shifted = tl.maximum(shifted, -3.4028234663852886e38, propagate_nan=tl.PropagateNan.ALL)
     p = exp(shifted)
-    log_total, inverse = _log_and_inverse(tl.sum(p, 0)[None, :])
-    return p * tl.where(kept, inverse, 0.0), shifted, log_total
+    log_total, inverse = _log_and_inverse(tl.sum(p, 0))
+    share = tl.where(counts, inverse, 0.0)  # a division for each voxel, not for each of its classes
+    return p * share[None, :], shifted, log_total
 
 
 @triton.jit
@@ -118,9 +119,9 @@ def cross_entropy(x, g):
 def logp_of_target(shifted, log_total, g, LABEL: tl.constexpr):
     """Return the log-probabilities that a term ``g f(log p)`` needs: with index labels one per voxel, ``[1, V]``."""
     if LABEL == "dense":
-        return shifted - log_total
+        return shifted - log_total[None, :]
     else:
-        return tl.sum(shifted * g, 0)[None, :] - log_total
+        return (tl.sum(shifted * g, 0) - log_total)[None, :]
 
 
 @triton.jit

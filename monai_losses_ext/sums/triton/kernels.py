@@ -49,12 +49,14 @@ def load(
     HAS_WEIGHT: tl.constexpr,
     MASK: tl.constexpr,
     BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
 ):
-    """Return the first tile of up to ``num_voxels`` voxels: logits, dense label, weights, what counts, what exists.
+    """Return the first tile of up to ``num_voxels`` voxels: logits and dense label, 0 where they do not count.
 
-    What counts is ``[1, V]``, or ``[C, V]`` where channels differ in it; logits, label and weight are 0 elsewhere.
+    And the weights ``[V]``, the voxels that count ``[V]``, what of them counts, ``[1, V]`` or where channels differ in
+    that ``[C, V]``, and what exists.
     """
-    lanes = tl.arange(0, BLOCK)
+    lanes = tl.max_contiguous(tl.arange(0, BLOCK), VEC)
     rows, columns = classes.to(tl.int64)[:, None], lanes.to(tl.int64)
     counts = lanes < num_voxels  # [V]: so Triton moves it among the threads, and not the tile [C, V]
     exists = counts
@@ -90,8 +92,8 @@ def load(
         if LABEL == "dense" or MASK == "channel":
             g = tl.where(kept, g, 0.0)
     if HAS_WEIGHT:
-        w = tl.where(kept, w[None, :], 0.0)
-    return x, g, w, kept, inside
+        w = tl.where(counts, w, 0.0)
+    return x, g, w, counts, kept, inside
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_steps"])
@@ -133,6 +135,7 @@ def sums_kernel(
     MASK: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
     FOLD: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -150,33 +153,35 @@ def sums_kernel(
     steps = tl.minimum(num_steps, tl.cdiv(num_voxels - first, BLOCK)).to(tl.int32)
     for step in tl.range(0, steps, num_stages=STAGES):
         start = first + step * BLOCK
-        x, g, w, kept, inside = load(
+        x, g, w, counts, kept, inside = load(
             logits + b * x_b + start * x_v, label + b * t_b + start * t_v, weight + b * w_b + start * w_v,
             mask + b * m_b + start * m_v, x_c, x_v, t_c, t_v, w_v, m_c, m_v, classes,
             tl.minimum(num_voxels - start, BLOCK).to(tl.int32),
-            NUM_CLASSES, LABEL, IGNORED, NUM_IGNORED, HAS_WEIGHT, MASK, BLOCK,
+            NUM_CLASSES, LABEL, IGNORED, NUM_IGNORED, HAS_WEIGHT, MASK, BLOCK, VEC,
         )  # fmt: skip
         phi = x
         if HAS_DISTANCE:
-            lanes = tl.arange(0, BLOCK).to(tl.int64)[None, :]
+            lanes = tl.max_contiguous(tl.arange(0, BLOCK), VEC).to(tl.int64)[None, :]
             offsets = classes.to(tl.int64)[:, None] * d_c + lanes * d_v
             phi = tl.load(distance + b * d_b + start * d_v + offsets, mask=inside, other=0).to(tl.float32)
         p = x
         if ACTIVATION == "softmax":
-            p, shifted, log_total = softmax(x, kept, classes, NUM_CLASSES, C_PAD)
+            p, shifted, log_total = softmax(x, counts, classes, NUM_CLASSES, C_PAD)
             logp = logp_of_target(shifted, log_total, g, LABEL)
-            one = one_like(log_total)
+            one = one_like(log_total)[None, :]
             if LABEL != "dense":
                 g = tl.where(g > 0, one, 0.0)
+            if MASK == "channel":
+                p = tl.where(kept, p, 0.0)
         else:
             one = one_like(x)
             p = tl.where(kept, sigmoid(x)[0] if ACTIVATION == "sigmoid" else x, 0.0)
         longer = ()
         for i in tl.static_range(NUM_TERMS):
             if ACTIVATION == "softmax" and TERMS[i] == "ce":
-                values = g * (log_total - shifted)
+                values = g * (log_total[None, :] - shifted)
             elif ACTIVATION == "softmax" and TERMS[i] == "logp":
-                values = tl.where(kept, log_total - shifted, 0.0)
+                values = tl.where(kept, log_total[None, :] - shifted, 0.0)
             elif ACTIVATION == "softmax" and TERMS[i] == "focal":
                 values = g * focal(logp, GAMMAS, i)
             elif TERMS[i] == "ce":
@@ -192,7 +197,9 @@ def sums_kernel(
             else:
                 values = plain_value(p, g, phi, kept, one, TERMS, i)
             if HAS_WEIGHT:
-                values = values * w
+                values = values * w[None, :]
+                if MASK == "channel":
+                    values = tl.where(kept, values, 0.0)
             values = tl.broadcast_to(values, [C_PAD, BLOCK])
             longer = longer + (sums[i] + tl.sum(tl.reshape(values, [C_PAD, BLOCK // FOLD, FOLD]), 2),)
         sums = longer
@@ -268,26 +275,27 @@ def gradient_kernel(
     MASK: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
 ):
     """Write dL/dlogits of a block of voxels; ``grad_sums`` is ``[NUM_TERMS, B, NUM_CLASSES]``."""
     program = tl.program_id(0)
     b = (program // num_blocks).to(tl.int64)
     classes = tl.arange(0, C_PAD)
     start = (program % num_blocks).to(tl.int64) * BLOCK
-    x, g, w, kept, inside = load(
+    x, g, w, counts, kept, inside = load(
         logits + b * x_b + start * x_v, label + b * t_b + start * t_v, weight + b * w_b + start * w_v,
         mask + b * m_b + start * m_v, x_c, x_v, t_c, t_v, w_v, m_c, m_v, classes,
         tl.minimum(num_voxels - start, BLOCK).to(tl.int32),
-        NUM_CLASSES, LABEL, IGNORED, NUM_IGNORED, HAS_WEIGHT, MASK, BLOCK,
+        NUM_CLASSES, LABEL, IGNORED, NUM_IGNORED, HAS_WEIGHT, MASK, BLOCK, VEC,
     )  # fmt: skip
-    lanes = tl.arange(0, BLOCK).to(tl.int64)[None, :]
+    lanes = tl.max_contiguous(tl.arange(0, BLOCK), VEC).to(tl.int64)[None, :]
     phi = x
     if HAS_DISTANCE:
         offsets = classes.to(tl.int64)[:, None] * d_c + lanes * d_v
         phi = tl.load(distance + b * d_b + start * d_v + offsets, mask=inside, other=0).to(tl.float32)
     p = x
     if ACTIVATION == "softmax":
-        p, shifted, log_total = softmax(x, kept, classes, NUM_CLASSES, C_PAD)
+        p, shifted, log_total = softmax(x, counts, classes, NUM_CLASSES, C_PAD)
         logp = logp_of_target(shifted, log_total, g, LABEL)
     if ACTIVATION == "sigmoid":
         p, q = sigmoid(x)
@@ -317,14 +325,14 @@ def gradient_kernel(
     if ACTIVATION == "softmax":
         rest += p * slope
         if MASK == "channel":
-            rest = tl.where(kept, rest, 0.0)
+            p, rest = tl.where(kept, p, 0.0), tl.where(kept, rest, 0.0)
         gradient = rest - p * tl.sum(rest, 0)[None, :]
     elif ACTIVATION == "sigmoid":
         gradient = rest + slope * p * q
     else:
         gradient = slope
     if HAS_WEIGHT:
-        gradient = gradient * w
+        gradient = gradient * w[None, :]
     if HAS_WEIGHT or MASK != "none" or NUM_IGNORED > 0:
         gradient = tl.where(kept, gradient, 0.0)
     offsets = classes.to(tl.int64)[:, None] * o_c + lanes * o_v

@@ -1,0 +1,102 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""NaN in, NaN out; nothing in, nothing out; and an input that is read in one way by all components."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import monai.losses
+import pytest
+import torch
+from torch import nn
+
+from monai_losses_ext import BoundaryLoss, CompoundLoss, CrossEntropyLoss, DiceCELoss, DiceLoss, FocalLoss, get_loss
+from monai_losses_ext.errors import UserError
+from monai_losses_ext.losses import LOSSES
+
+SINGLE = sorted(set(LOSSES) - {"compound"})
+COMPOUND = {"type": "compound", "components": ["dice", "focal", "boundary"], "learnable_weights": True}
+every_loss = pytest.mark.parametrize("config", [*SINGLE, COMPOUND], ids=[*SINGLE, "compound"])
+LABELS = torch.arange(2 * 6 * 5 * 4).reshape(2, 1, 6, 5, 4) % 3
+
+
+@every_loss
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("where", ["everywhere", "one voxel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.filterwarnings("ignore:BoundaryLoss")
+def test_a_nan_comes_out_as_it_went_in(config, activation, where, dtype):
+    if (config, activation) == ("dice_ce", "sigmoid"):
+        pytest.skip("its cross-entropy has a softmax")
+    loss = get_loss(config, **{activation: True})
+    x = torch.randn(2, 3, 6, 5, 4, dtype=dtype)
+    if where == "everywhere":
+        x[:] = torch.nan
+    else:
+        x[1, 1, 2, 3, 1] = torch.nan
+    assert loss(x, LABELS).isnan()
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore:BoundaryLoss")
+def test_a_nan_that_does_not_count_stays_out(config):
+    loss = get_loss(config, ignore_index=9)
+    x, labels = torch.randn(2, 3, 6, 5, 4, requires_grad=True), LABELS.clone()
+    labels[1, 0, 2, 3, 1] = 9
+    x.data[1, 1, 2, 3, 1] = torch.nan
+    value = loss(x, labels)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.isfinite() and gradient.isfinite().all()
+    assert (gradient[1, :, 2, 3, 1] == 0).all()
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4, 4), (2, 3, 0, 4, 4)])
+@pytest.mark.filterwarnings("ignore:BoundaryLoss")
+def test_a_batch_without_voxels_costs_nothing(config, shape):
+    x = torch.randn(shape, requires_grad=True)
+    value = get_loss(config)(x, torch.zeros(shape[0], 1, *shape[2:], dtype=torch.long))
+    value.backward()
+    assert value.item() == 0 and x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("losses", "activations"),
+    [
+        ([DiceLoss(softmax=True), FocalLoss()], "softmax for 'dice' and sigmoid for 'focal'"),
+        ([DiceLoss(), CrossEntropyLoss()], "none for 'dice' and softmax for"),
+        ([DiceLoss(sigmoid=True), BoundaryLoss(softmax=True)], "sigmoid for 'dice' and softmax for 'boundary'"),
+        ([DiceLoss(softmax=True), monai.losses.FocalLoss()], "softmax for 'dice' and sigmoid for 'focal'"),
+        ([monai.losses.DiceLoss(sigmoid=True), nn.CrossEntropyLoss()], "sigmoid for 'dice' and softmax for"),
+        ([DiceLoss(other_act=torch.sigmoid), DiceLoss(softmax=True)], "other_act for 'dice' and softmax for 'dice_2'"),
+    ],
+)
+def test_components_that_read_the_input_in_two_ways_are_refused_by_name(losses, activations):
+    with pytest.raises(UserError, match=rf"^losses: must .*{activations}") as error:
+        CompoundLoss(losses)
+    assert "\n" not in str(error.value)
+    CompoundLoss(losses, mixed_activations=True)
+
+
+def test_a_backend_of_a_compound_is_that_of_its_components():
+    loss = DiceCELoss(softmax=True)
+    loss.backend = "reference"
+    assert [part.backend for part in loss.losses] == ["reference"] * 2 and loss.backend == "reference"
+    loss.backend = "nonsense"
+    with pytest.raises(UserError, match="^backend: must be one of"):
+        loss(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("loss", [DiceLoss(), DiceLoss(squared_pred=True), BoundaryLoss(spacing=1.0)], ids=str)
+def test_logits_without_an_activation_are_warned_about_once(loss):
+    labels = LABELS[:, :, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(torch.rand(2, 3, 5, 4), labels)
+    loss = copy.deepcopy(loss)
+    logits = 8 * torch.randn(2, 3, 1, 1).expand(2, 3, 5, 4)
+    with pytest.warns(UserWarning, match="should be probabilities between 0 and 1.*set softmax=True or sigmoid=True"):
+        pickle.loads(pickle.dumps(loss))(logits, labels)
