@@ -128,7 +128,11 @@ class Case:
         classes = torch.arange(self.num_classes).view(1, -1, *[1] * len(self.shape))
         one_hot = index == (classes if self.num_classes > 1 else 1)
         soft = torch.rand(shape, generator=generator)
-        return {"one_hot": one_hot, "bytes": one_hot.to(torch.uint8), "soft": soft, "half": soft.half()}[self.kind], (), None
+        return (
+            {"one_hot": one_hot, "bytes": one_hot.to(torch.uint8), "soft": soft, "half": soft.half()}[self.kind],
+            (),
+            None,
+        )
 
 
 def lay_out(volume, layout):

@@ -163,7 +163,9 @@ def test_kernels_that_give_other_numbers_are_not_chosen():
     broken = ModuleType("monai_losses_ext.sums.broken")
     broken.forward = lambda *arguments: numba.forward(*arguments) * 1.001
     broken.backward = numba.backward
-    with pytest.warns(RuntimeWarning, match=r"broken does not work here \(.*other numbers.*tp of softmax\); .*'chunked'"):
+    with pytest.warns(
+        RuntimeWarning, match=r"broken does not work here \(.*other numbers.*tp of softmax\); .*'chunked'"
+    ):
         assert not proof.proven(broken, "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

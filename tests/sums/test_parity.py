@@ -8,7 +8,7 @@ import importlib
 
 import pytest
 import torch
-from voxel_problems import TOLERANCE, Case, cases, terms_of
+from voxel_problems import TOLERANCE, cases, terms_of
 
 from monai_losses_ext.sums import chunked, terms
 
@@ -39,9 +39,7 @@ def test_a_backend_computes_the_definition(backend, case):
     slopes = torch.randn(len(names), *logits.shape[:2], dtype=torch.float64)
     sums = backend.forward(logits, target, names, case.activation)
     gradient = backend.backward(slopes.to(sums.dtype), logits, target, names, case.activation)
-    expected, pull = torch.func.vjp(
-        lambda x: terms.reference_sums(x, target, names, case.activation), logits.double()
-    )
+    expected, pull = torch.func.vjp(lambda x: terms.reference_sums(x, target, names, case.activation), logits.double())
     expected_gradient = pull(slopes)[0]
     assert sums.dtype == (torch.float64 if case.dtype == torch.float64 else torch.float32)
     tolerance = TOLERANCE[case.dtype]

@@ -60,7 +60,9 @@ def test_gradcheck_for_every_term(activation):
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     labels, phi = torch.randint(0, 3, (2, 4)), torch.randn(2, 3, 4, dtype=torch.float64)
     terms = terms_of(activation)
-    assert torch.autograd.gradcheck(lambda x: tuple(voxel_sums(x, {"label": labels, "distance": phi}, terms, activation).values()), x)
+    assert torch.autograd.gradcheck(
+        lambda x: tuple(voxel_sums(x, {"label": labels, "distance": phi}, terms, activation).values()), x
+    )
 
 
 def test_differentiable_twice_by_the_definition_alone():
@@ -305,7 +307,9 @@ def test_one_broken_logit_reaches_the_sums_that_the_definition_lets_it(backend, 
     results = []
     for name in (backend, "reference"):
         leaf = x.clone().requires_grad_()
-        sums = voxel_sums(leaf, labels, terms_of(activation)[:7] + ["ce", "logp", "focal:2.0"], activation, backend=name)
+        sums = voxel_sums(
+            leaf, labels, terms_of(activation)[:7] + ["ce", "logp", "focal:2.0"], activation, backend=name
+        )
         total = sum(value.sum() for value in sums.values() if value.requires_grad)
         results.append((sums, torch.autograd.grad(total, leaf)[0]))
     (mine, gradient), (expected, expected_gradient) = results
