@@ -33,7 +33,8 @@ def describe(value: Any) -> str:
     if isinstance(value, (str, bytes)):
         value = value[:200]
     elif isinstance(value, (dict, list, tuple, set)) and _is_large(value):
-        return f"a {type(value).__name__} with {len(value)} entries"
+        kind = type(value).__name__
+        return f"a {kind} with {len(value)} entries" if len(value) > 100 else f"a deeply nested {kind}"
     elif isinstance(value, int) and value.bit_length() > 1000:
         return f"a whole number of {value.bit_length()} bits"
     try:

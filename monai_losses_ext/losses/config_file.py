@@ -27,7 +27,7 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         config = _read_file(Path(config))
     if not isinstance(config, Mapping):
         raise errors.fail("loss", "must be a name, a dictionary or the path of a JSON or YAML file", config)
-    if _size(config, MAX_ENTRIES, {}) > MAX_ENTRIES:
+    if _is_too_large(config):
         raise errors.fail("loss", f"must hold at most {MAX_ENTRIES} entries", "more")
     config = _without_schema(config)
     if set(config) == {"loss"} and isinstance(config["loss"], (Mapping, str)):
@@ -38,6 +38,13 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
 
 def _without_schema(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "$schema"}
+
+
+def _is_too_large(config: Mapping[str, Any]) -> bool:
+    try:
+        return _size(config, MAX_ENTRIES, {}) > MAX_ENTRIES
+    except RecursionError:
+        return False  # one entry within another: the check of that value refuses it
 
 
 def _size(value: Any, limit: int, known: dict[int, int]) -> int:

@@ -19,6 +19,10 @@ _BOTH_ACTIVATIONS = [
     {"properties": {"sigmoid": {"const": True}, key: {"const": True}}, "required": ["sigmoid", key]}
     for key in ("softmax", "use_softmax")
 ]
+# One component at least whose weight is not 0.
+_NOT_NOTHING = {
+    "anyOf": [{"type": "string"}, {"not": {"required": ["weight"], "properties": {"weight": {"const": 0}}}}]
+}
 _WEIGHTS, _SOFTMAX = ({"required": [*names]} for names in SAME)
 CONTRADICTIONS = {
     "one_activation": {"not": {"anyOf": [*_BOTH_ACTIVATIONS, _SOFTMAX]}},
@@ -61,7 +65,7 @@ def _compound(components: list[dict[str, Any]]) -> dict[str, Any]:
         "properties": {
             "type": {"const": "compound"},
             "$schema": {"type": "string"},
-            "components": {"type": "array", "minItems": 1, "items": {"anyOf": components}},
+            "components": {"type": "array", "minItems": 1, "items": {"anyOf": components}, "contains": _NOT_NOTHING},
             "learnable_weights": {"type": "boolean", "description": texts["learnable"]},
             "weighting": {"anyOf": [*learned, *not_learned], "description": texts["weighting"]},
             "mixed_activations": {"type": "boolean", "description": texts["mixed_activations"]},

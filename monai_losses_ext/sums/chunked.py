@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from monai_losses_ext.sums import pool
 from monai_losses_ext.sums import terms as T  # noqa: N812
@@ -49,11 +48,9 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
 
     def work(i: int) -> None:
         place, x, part = parts[i]
-        # Within an operator torch records nothing for backward(), but vjp does. A mode that counts operators, say, would
-        # be shown vjp's own tensors, which it cannot read.
-        with _disable_current_modes():
-            _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
-            gradient[place] = pull(grad_sums[:, place[0]])[0]
+        # Within an operator torch records nothing for backward(), but vjp does.
+        _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
+        gradient[place] = pull(grad_sums[:, place[0]])[0]
 
     _share(work, len(parts), logits)
     return gradient
@@ -104,8 +101,11 @@ def _share(work: Callable[[int], None], count: int, logits: Tensor) -> None:
 
     threads = torch.get_num_threads()
     limit = _limit_of_this_thread() if logits.device.type == "cpu" and threads > 1 and count > 1 else None
-    if limit is None:
+    if logits.device.type != "cpu":
         take()
+        return
+    if limit is None:
+        pool.apart(take)  # vjp does not work beneath a mode that counts operators, say
         return
 
     def take_alone() -> None:
@@ -116,7 +116,7 @@ def _share(work: Callable[[int], None], count: int, logits: Tensor) -> None:
         finally:
             limit(before)
 
-    pool.spread(take_alone, min(threads, count))
+    pool.apart(lambda: pool.spread(take_alone, min(threads, count)))
 
 
 @functools.cache
