@@ -122,7 +122,12 @@ def _module(backend: str, logits: Tensor, target: Target, terms_: list[str], act
     if backend == "auto" and not proof.proven(module, logits.device.type):
         return chunked
     supports = getattr(module, "supports", None)
-    return module if supports is None or supports(logits, target, terms_, activation) else chunked
+    if supports is None or supports(logits, target, terms_, activation):
+        return module
+    if backend == "auto":
+        return chunked
+    rule = f"{backend!r} must know the terms, the types of all volumes, and labels of up to 2^24"
+    raise fail("backend", rule, ",".join(terms_), " Take 'chunked'.")
 
 
 # A custom operator rather than an autograd.Function: torch.compile keeps it whole instead of tracing into it.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ def one_line_errors() -> None:
             print(f"error: {line}", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
-            raise SystemExit(status)
+            sys.stdout.flush()
+            os._exit(status)  # everything is written; an exception would end the process with status 1
 
     hook.is_of_bundle = True  # type: ignore[attr-defined]
     sys.excepthook = hook
