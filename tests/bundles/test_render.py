@@ -143,6 +143,8 @@ def test_commands_of_the_readme_have_files_and_options_that_exist(task: Task) ->
         assert f"bundles/{task.bundle}/configs" in files[0]
     assert seen == {"train.json", "evaluate.json", "inference.json", "multi_gpu_train.json"}
     assert len(found) >= 7
+    of_inference = [word for words in found if words[1].endswith("inference.json") for word in words]
+    assert {"--labels", "--nan_to_num"} <= set(of_inference)
     overlays = set(re.findall(r"[`'](configs/[\w/]+\.json)", readme.read_text(encoding="utf-8")))
     assert "configs/losses/tversky.json" in overlays
     assert [path for path in overlays if not (REPOSITORY / path).is_file()] == []
