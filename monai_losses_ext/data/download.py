@@ -17,7 +17,7 @@ TIMEOUT_S = 20
 
 
 def download(task: str | Task, out_dir: str | Path) -> Path:
-    """Fetch and unpack a task, checked by MONAI's checksum, and print its size and licence before.
+    """Fetch and unpack a task, checked by MONAI's checksum, and print its size and license before.
 
     What is there is not fetched again: a complete folder is left alone, and an archive whose unpacking was interrupted
     is unpacked. The archive is deleted when it is unpacked.
@@ -45,7 +45,7 @@ def download(task: str | Task, out_dir: str | Path) -> Path:
     address, checksum = DecathlonDataset.resource[task.name], DecathlonDataset.md5[task.name]
     if not archive.exists():
         size = _size(address, task)
-        print(f"{task.name}: {size} from {address}, licence {task.licence} ({task.licence_url})", flush=True)
+        print(f"{task.name}: {size} from {address}, license {task.license} ({task.license_url})", flush=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
         download_url(address, archive, checksum, "md5")

@@ -155,7 +155,7 @@ def test_readme_says_on_how_many_cases_its_figures_stand(monkeypatch: pytest.Mon
     results = json.loads((render_module.RESULTS / "hippocampus.json").read_text(encoding="utf-8"))
     monkeypatch.setattr(render_module, "RESULTS", tmp_path)
     (tmp_path / "hippocampus.json").write_text(json.dumps({**results, "n_training": 70, "n_validation": 30}))
-    sentence = "Trained on 70 cases and measured on 30 held-out cases that training never saw (100 of the 260 labelled"
+    sentence = "Trained on 70 cases and measured on 30 held-out cases that training never saw (100 of the 260 labeled"
     assert sentence in render_task(task)[f"{task.bundle}/docs/README.md"]
     del results["n_training"]
     (tmp_path / "hippocampus.json").write_text(json.dumps(results))

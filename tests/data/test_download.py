@@ -51,7 +51,7 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[s
         server.shutdown()
 
 
-def test_fetches_once_and_says_size_and_licence(
+def test_fetches_once_and_says_size_and_license(
     tmp_path: Path, requests: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "data"
@@ -59,7 +59,7 @@ def test_fetches_once_and_says_size_and_licence(
     assert requests == ["HEAD", "GET"]
     printed = capsys.readouterr().out
     assert " GB from http://127.0.0.1" in printed
-    assert "licence CC BY-SA 4.0 (https://creativecommons.org" in printed
+    assert "license CC BY-SA 4.0 (https://creativecommons.org" in printed
     assert str(out / TASK) in printed
     assert len(read_cases(out / TASK)) == 2
     assert [path.name for path in out.iterdir()] == [TASK]
