@@ -64,6 +64,7 @@ def test_overlay_says_what_it_is_and_sets_known_slots_alone(name: str) -> None:
     """MONAI takes a misspelt name silently."""
     overlay = content(name)
     assert len(overlay["_note_"]) > 20
+    assert all(len(text) <= 100 for text in overlay.values() if str(text).startswith("$"))
     for task in TASKS.values():
         config = ConfigParser(ConfigParser.load_config_file(train_config(task)))
         assert [slot for slot in slots(overlay) if slot not in config] == []
