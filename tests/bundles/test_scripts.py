@@ -176,6 +176,16 @@ def test_newest_unfinished_training_is_resumed(scripts: Any, tmp_path: Path) -> 
     assert "nothing to do" in error(chosen)
 
 
+@pytest.mark.parametrize("trace", ["evaluate_config.json", "evaluation.csv", "mlflow_backlog_a.jsonl", "model.pt"])
+def test_no_run_begins_in_the_folder_of_another(scripts: Any, tmp_path: Path, trace: str) -> None:
+    runs = scripts("runs")
+    touch(tmp_path / "a" / "notes.txt", 10)
+    runs.check_run(str(tmp_path), "a")  # a folder of the user's, without a run in it
+    touch(tmp_path / "a" / trace, 10)
+    with pytest.raises(ValueError, match=rf"^run_name: .* holds a run already \({trace}\)\. Give another[^\n]*$"):
+        runs.check_run(str(tmp_path), "a")
+
+
 def test_names_of_runs(scripts: Any) -> None:
     runs = scripts("runs")
     assert len({runs.new_name("train") for _ in range(20)}) == 20

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from .errors import UserError
 
 STATE, BEST, MARK = "training_state.pt", "model.pt", "finished.json"
+TRACES = (STATE, BEST, MARK, "*_config.json", "evaluation.csv", "mlflow_backlog_*.jsonl")  # of a run, in its folder
 T = TypeVar("T")
 
 
@@ -188,11 +189,13 @@ def _check_folder(folder: Path, going_on: bool) -> None:
         if (folder / MARK).is_file():
             raise UserError(f"resume: nothing to do: {folder} is finished. Train without --resume for a new run.")
     else:
-        taken = [name for name in (STATE, BEST, MARK) if (folder / name).exists()]
+        taken = [path.name for pattern in TRACES for path in sorted(folder.glob(pattern))]
         if taken:
+            what, else_do = "run", "remove that folder"
+            if STATE in taken:
+                what, else_do = "training", "--resume true with this one to go on with it"
             raise UserError(
-                f"run_name: {folder} holds a training already ({taken[0]}). Give another --run_name, or --resume true "
-                "with this one to go on with it."
+                f"run_name: {folder} holds a {what} already ({taken[0]}). Give another --run_name, or {else_do}."
             )
 
 
