@@ -151,6 +151,31 @@ def test_weights_are_those_of_the_newest_finished_training(scripts: Any, tmp_pat
     assert taken() == "output/new/model.pt"
 
 
+def test_all_processes_take_the_weights_that_the_first_one_finds(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that looks later, when another training has just ended, takes the others' weights all the same."""
+    runs = scripts("runs")
+    touch(tmp_path / "a" / "model.pt", 10)
+    touch(tmp_path / "a" / "finished.json", 10)
+    sent: list[Any] = []
+
+    def broadcast(found: list[Any]) -> None:
+        if runs.dist.get_rank() == 0:
+            sent[:] = found
+        found[:] = sent
+
+    monkeypatch.setattr(runs.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(runs.dist, "broadcast_object_list", broadcast)
+    taken = []
+    for rank in (0, 1):
+        monkeypatch.setattr(runs.dist, "get_rank", lambda rank=rank: rank)
+        taken.append(runs.trained_weights(str(tmp_path), str(tmp_path)))
+        touch(tmp_path / "b" / "model.pt", 20)
+        touch(tmp_path / "b" / "finished.json", 20)
+    assert taken == [str(tmp_path / "a" / "model.pt")] * 2
+
+
 def test_newest_unfinished_training_is_resumed(scripts: Any, tmp_path: Path) -> None:
     runs = scripts("runs")
 

@@ -105,10 +105,9 @@ def trained_weights(bundle_root: str, output_dir: str) -> str:
     """Return the path of the weights to evaluate or to use where the user names none.
 
     They are the best ones of the newest finished training in ``output_dir``, else ``models/model.pt`` of the bundle,
-    whether that is there or not.
+    whether that is there or not. Of several processes the first one looks, so that all take the same.
     """
-    found = [mark.with_name(BEST) for mark in _newest_first(Path(output_dir), MARK) if mark.with_name(BEST).is_file()]
-    return str(found[0] if found else Path(bundle_root) / "models" / BEST)
+    return _of_first_rank(lambda: _newest_weights(Path(bundle_root), Path(output_dir)))
 
 
 def say_weights(ckpt_path: str, save: bool = True) -> None:
@@ -208,6 +207,11 @@ def _newest_unfinished(output: Path) -> str:
         newest = states[0].parent
         raise UserError(f"resume: nothing to do: {newest} is finished. Train without --resume for a new run.")
     raise UserError(f"resume: there is no training to resume in {output}. Train without --resume.")
+
+
+def _newest_weights(bundle_root: Path, output: Path) -> str:
+    found = [mark.with_name(BEST) for mark in _newest_first(output, MARK) if mark.with_name(BEST).is_file()]
+    return str(found[0] if found else bundle_root / "models" / BEST)
 
 
 def _newest_first(output: Path, name: str) -> list[Path]:
