@@ -199,6 +199,9 @@ def test_newest_unfinished_training_is_resumed(scripts: Any, tmp_path: Path) -> 
     assert "holds a training already" in error(lambda: runs.check_run(str(tmp_path), "a"))
     runs.finish_run(str(tmp_path / "a"))
     assert "nothing to do" in error(chosen)
+    touch(tmp_path / "a" / "mlflow_backlog_a.jsonl", 30)
+    for line in (error(chosen), error(lambda: runs.check_run(str(tmp_path), "a", True))):
+        assert line.endswith(f"to send it: python -m monai_losses_ext send_metrics {tmp_path / 'a'}")
 
 
 @pytest.mark.parametrize("trace", ["evaluate_config.json", "evaluation.csv", "mlflow_backlog_a.jsonl", "model.pt"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -23,7 +24,8 @@ import torch.distributed as dist
 from .errors import UserError
 
 STATE, BEST, MARK = "training_state.pt", "model.pt", "finished.json"
-TRACES = (STATE, BEST, MARK, "*_config.json", "evaluation.csv", "mlflow_backlog_*.jsonl")  # of a run, in its folder
+BACKLOG = "mlflow_backlog_*.jsonl"
+TRACES = (STATE, BEST, MARK, "*_config.json", "evaluation.csv", BACKLOG)  # of a run, in its folder
 T = TypeVar("T")
 
 
@@ -186,7 +188,7 @@ def _check_folder(folder: Path, going_on: bool) -> None:
         if not (folder / STATE).is_file():
             raise UserError(f"resume: there is no training to resume in {folder}. Train without --resume.")
         if (folder / MARK).is_file():
-            raise UserError(f"resume: nothing to do: {folder} is finished. Train without --resume for a new run.")
+            raise _nothing_to_do(folder)
     else:
         taken = [path.name for pattern in TRACES for path in sorted(folder.glob(pattern))]
         if taken:
@@ -204,9 +206,18 @@ def _newest_unfinished(output: Path) -> str:
     if unfinished:
         return unfinished[0]
     if states:
-        newest = states[0].parent
-        raise UserError(f"resume: nothing to do: {newest} is finished. Train without --resume for a new run.")
+        folders = [state.parent for state in states]
+        raise _nothing_to_do(next((folder for folder in folders if any(folder.glob(BACKLOG))), folders[0]))
     raise UserError(f"resume: there is no training to resume in {output}. Train without --resume.")
+
+
+def _nothing_to_do(folder: Path) -> UserError:
+    """Return the error for a finished training, with the command that sends what MLflow was not told."""
+    hint = "Train without --resume for a new run."
+    if any(folder.glob(BACKLOG)):
+        command = f"python -m monai_losses_ext send_metrics {shlex.quote(str(folder))}"
+        hint = f"What MLflow was not told waits there; to send it: {command}"
+    return UserError(f"resume: nothing to do: {folder} is finished. {hint}")
 
 
 def _newest_weights(bundle_root: Path, output: Path) -> str:
