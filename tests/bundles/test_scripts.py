@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,13 @@ from typing import Any
 import pytest
 import torch
 from bundles.helpers import REPOSITORY, on_path
+from ignite.engine import Engine
+from monai.optimizers import WarmupCosineSchedule
 
+from monai_losses_ext.data.phantoms import make_phantoms
+from monai_losses_ext.data.tasks import get_task
 from monai_losses_ext.errors import ShapeError, UserError
+from monai_losses_ext.handlers import TrainingState
 
 TEMPLATE = REPOSITORY / "monai_losses_ext" / "bundlekit" / "template"
 # An error as MONAI, Ignite and a loader's worker hand it on; then one that is nobody's fault but the program's.
@@ -255,3 +261,45 @@ def test_options_of_an_optimizer_are_those_that_were_asked_for(scripts: Any) -> 
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
     assert train.optimizer_settings(optimizer) == before
     assert (before["class"], before["lr"], before["weight_decay"]) == ("AdamW", [0.1, 0.5], [0.01, 0.0])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda o: WarmupCosineSchedule(o, warmup_steps=3, t_total=10),
+        lambda o: WarmupCosineSchedule(o, warmup_steps=2, t_total=10, end_lr=1e-3),
+        lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=10),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=10),
+        lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=3),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o, [torch.optim.lr_scheduler.StepLR(o, 2), torch.optim.lr_scheduler.StepLR(o, 3)], milestones=[4]
+        ),
+    ],
+)
+def test_resume_with_another_schedule_is_one_line(scripts: Any, tmp_path: Path, other: Any) -> None:
+    """Each kind of schedule is known again after a few steps, and told from another one."""
+
+    def training(schedule: Any, resume: bool, epochs: int = 2) -> None:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        scheduler = schedule(optimizer)
+        same = {"lr_scheduler": scripts("train").scheduler_settings(scheduler)}
+        metric = [1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []
+        engine = Engine(lambda *_: (optimizer.step(), scheduler.step(*metric)))
+        TrainingState(tmp_path / "state.pt", {"lr_scheduler": scheduler}, same=same, resume=resume).attach(engine)
+        engine.run([0], max_epochs=epochs)
+
+    training(other, False)
+    training(other, True, 3)
+    with pytest.raises(UserError, match=r"^resume: [^\n]* with lr_scheduler[^\n]*; this config has [^\n]*$"):
+        training(lambda o: WarmupCosineSchedule(o, warmup_steps=2, t_total=10), True)
+
+
+def test_fingerprint_tells_data_sets_apart(scripts: Any, tmp_path: Path) -> None:
+    task = get_task("Task04_Hippocampus")
+    first = make_phantoms(task, tmp_path / "a", 2, 0, 0.5)
+    fingerprint = scripts("train").data_fingerprint
+    shutil.copytree(first, tmp_path / "moved")
+    assert fingerprint(str(first)) == fingerprint(str(tmp_path / "moved")) != ""
+    image = next((tmp_path / "moved" / "imagesTr").iterdir())
+    image.write_bytes(image.read_bytes() + b"x")
+    assert fingerprint(str(first)) != fingerprint(str(tmp_path / "moved"))
