@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shutil
@@ -232,6 +233,28 @@ def test_names_of_runs(scripts: Any) -> None:
     for name in ("", ".", "..", "a/b", "a'b", 'a"b', "a#b", "a::b", "50%", "what?", " a", "a\nb", "@a", "$a"):
         with pytest.raises(ValueError, match="run_name: must be the name of a folder"):
             runs.check_name(name)
+
+
+def test_names_of_runs_have_an_end(scripts: Any, tmp_path: Path) -> None:
+    runs = scripts("runs")
+    runs.check_run(str(tmp_path), "a" * 100)
+    with pytest.raises(ValueError, match=r"^run_name: must have at most 100 letters; got 101: [^\n]*$"):
+        runs.check_run(str(tmp_path), "a" * 101)
+
+
+def test_full_disk_at_the_last_write_is_one_line(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = scripts("runs")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", full)
+        with pytest.raises(ValueError, match=r"^output: .*finished\.json cannot be written \(No space left[^\n]*$"):
+            runs.finish_run(str(tmp_path))
+    assert not (tmp_path / "finished.json").exists()
+    runs.finish_run(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["finished.json"]
 
 
 def test_store_is_where_the_path_says(scripts: Any, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from .errors import UserError
 STATE, BEST, MARK = "training_state.pt", "model.pt", "finished.json"
 BACKLOG = "mlflow_backlog_*.jsonl"
 TRACES = (STATE, BEST, MARK, "*_config.json", "evaluation.csv", BACKLOG)  # of a run, in its folder
+MAX_NAME = 100  # letters: the folder's name and those of files with it in theirs stay below the systems' 255 bytes
 T = TypeVar("T")
 
 
@@ -92,15 +93,26 @@ def begin_run(run_dir: str, resume: Any = False, save: bool = True) -> None:
 
 
 def finish_run(run_dir: str, save: bool = True) -> None:
-    """Mark a training as finished. Last entry of ``run``."""
-    if save:
-        mark = Path(run_dir) / MARK
-        unfinished = mark.with_name(f"{MARK}.unfinished")
+    """Mark a training as finished. Last entry of ``run``.
+
+    Raises:
+        UserError: where the mark cannot be written, for a full disk or another reason.
+    """
+    if not save:
+        return
+    mark = Path(run_dir) / MARK
+    unfinished = mark.with_name(f"{MARK}.unfinished")
+    try:
         with open(unfinished, "w", encoding="utf-8") as file:
             json.dump({"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(mark)
+    except OSError as error:
+        raise UserError(
+            f"output: {mark} cannot be written ({error.strerror}). The training is complete but for this mark; free "
+            "some space, then write it with --resume true."
+        ) from None
 
 
 def trained_weights(bundle_root: str, output_dir: str) -> str:
@@ -143,6 +155,8 @@ def check_name(name: Any) -> str:
         UserError: if it cannot.
     """
     text = str(name)
+    if len(text) > MAX_NAME:
+        raise UserError(f"run_name: must have at most {MAX_NAME} letters; got {len(text)}: {text[:40]!r}...")
     if not re.fullmatch(r"[^\s./\\'\"#:?%*<>|@$][^/\\'\"#:?%*<>|\n]*", text) or text != text.strip():
         rule = "must be the name of a folder, without any of / \\ ' \" # : ? % * < > |"
         raise UserError(f"run_name: {rule}; got {text!r}.")
