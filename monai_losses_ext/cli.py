@@ -107,7 +107,7 @@ def _add_data(commands: Commands) -> None:
         type=int,
         nargs="+",
         metavar="N",
-        help="values of voxels that nobody labelled, as in the bundle",
+        help="values of voxels that nobody labeled, as in the bundle",
     )
     parser.add_argument(
         "--label_map", metavar="JSON", help="classes of the values in the label files, as in the bundle: '{\"17\": 1}'"

@@ -1,9 +1,9 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Dice, normalized surface Dice (NSD) and HD95 of one class in one case, in millimetres, and the names they go by.
+"""Dice, normalized surface Dice (NSD) and HD95 of one class in one case, in millimeters, and the names they go by.
 
 NSD and HD95 are computed by MONAI's functions. MONAI's own handlers call them without the voxel size and without a
-tolerance in millimetres; here both are given. This file alone decides what the value for an empty mask is.
+tolerance in millimeters; here both are given. This file alone decides what the value for an empty mask is.
 """
 
 from __future__ import annotations

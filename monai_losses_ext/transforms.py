@@ -26,14 +26,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class SignedDistanceMapd(MapTransform):
-    """Add the signed distance map of every class of a label, in millimetres, for a boundary loss.
+    """Add the signed distance map of every class of a label, in millimeters, for a boundary loss.
 
     It belongs after the transforms that fix the voxel grid (orientation, spacing, padding) and before the random ones:
     then the distances are those of the whole volume, and a cached dataset computes them once. Add the new key to the
     random *spatial* transforms, with interpolation ``bilinear`` and padding ``border``.
 
     What random transforms do to a map: crops, flips, rotations and shifts move it with the label. A zoom leaves its
-    values alone, and rightly so, since they are millimetres of the patient: the zoom is in the patch's affine, as it is
+    values alone, and rightly so, since they are millimeters of the patient: the zoom is in the patch's affine, as it is
     for the label. Elastic deformation has no such affine, so the map is right only as far as the deformation is small.
 
     Args:

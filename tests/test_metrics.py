@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics in millimetres against brute force, against geometry done by hand, and with empty masks."""
+"""Metrics in millimeters against brute force, against geometry done by hand, and with empty masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monai_losses_ext.metrics import class_metrics, nan_mean
 
 
 def blob(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a random mask with structure: noise, averaged over neighbours, and some of it at the volume's border."""
+    """Return a random mask with structure: noise, averaged over neighbors, and some of it at the volume's border."""
     noise = rng.standard_normal(shape)
     for axis in range(len(shape)):
         noise = noise + np.roll(noise, 1, axis) + np.roll(noise, -1, axis)
@@ -25,7 +25,7 @@ def blob(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def border(mask: np.ndarray) -> np.ndarray:
-    """Return the coordinates of the mask's voxels with a face neighbour outside it, or on the volume's border."""
+    """Return the coordinates of the mask's voxels with a face neighbor outside it, or on the volume's border."""
     found = []
     for voxel in np.argwhere(mask):
         for axis, step in itertools.product(range(mask.ndim), (-1, 1)):
@@ -43,12 +43,12 @@ def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def box_surface(low: np.ndarray, high: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return centres and areas of the surface elements of the box of voxels ``low <= v < high``.
+    """Return centers and areas of the surface elements of the box of voxels ``low <= v < high``.
 
-    An element lies in each cube between 2 x 2 x 2 voxel centres that the surface crosses, and cuts the cube's edges in
+    An element lies in each cube between 2 x 2 x 2 voxel centers that the surface crosses, and cuts the cube's edges in
     the middle: a rectangle at a face of the box, a bevel at its edges, a triangle at its corners.
     """
-    centres, areas = [], []
+    centers, areas = [], []
     for cell in itertools.product(*(range(a - 1, b) for a, b in zip(low, high, strict=True))):
         crossed = [axis for axis in range(3) if cell[axis] in (low[axis] - 1, high[axis] - 1)]
         x, y, z = spacing
@@ -61,9 +61,9 @@ def box_surface(low: np.ndarray, high: np.ndarray, spacing: np.ndarray) -> tuple
             area = np.linalg.norm(np.cross([-x / 2, y / 2, 0], [-x / 2, 0, z / 2])) / 2
         else:
             continue
-        centres.append((np.array(cell) + 0.5) * spacing)
+        centers.append((np.array(cell) + 0.5) * spacing)
         areas.append(area)
-    return np.array(centres), np.array(areas)
+    return np.array(centers), np.array(areas)
 
 
 @pytest.mark.parametrize(

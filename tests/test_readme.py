@@ -86,6 +86,10 @@ def test_the_data_come_before_the_training_that_reads_them():
     made = [i for i, line in enumerate(lines) if "data download --task Task04_Hippocampus --out data" in line]
     reads = [i for i, line in enumerate(lines) if "--dataset_dir data/Task04_Hippocampus" in line]
     assert len(made) == 1 and reads and made[0] < min(reads)
+    (phantoms,) = [i for i, line in enumerate(lines) if "data phantoms" in line]
+    assert lines[phantoms].endswith("--out data/Task04_Hippocampus")
+    # phantoms come without imagesTs
+    assert not [line for line in lines if re.search(r"data/Task04_Hippocampus/(?!imagesTr$|labelsTr$)", line)]
 
 
 def test_paths_that_the_text_names_are_there():

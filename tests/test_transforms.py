@@ -110,7 +110,7 @@ def test_a_crop_keeps_the_distances_of_the_whole_volume(dtype):
 
 @pytest.mark.parametrize("zoom", [0.7, 1.0, 1.4])
 @pytest.mark.parametrize("kind", ["affine", "zoom"])
-def test_rotated_and_zoomed_maps_are_the_patients_millimetres(kind, zoom):
+def test_rotated_and_zoomed_maps_are_the_patients_millimeters(kind, zoom):
     """The recomputed map, with the voxel size that the patch's affine says, is the one that was carried along."""
     case = SignedDistanceMapd("label", num_classes=3)(blob_case((40, 40, 40)))
     options = {"mode": ["nearest", "bilinear"], "padding_mode": ["zeros", "border"]}
@@ -127,7 +127,7 @@ def test_rotated_and_zoomed_maps_are_the_patients_millimetres(kind, zoom):
     assert mm == pytest.approx([zoom if kind == "affine" else 1 / zoom] * 3, rel=0.05)
     inner = (slice(None), *[slice(8, 32)] * 3)
     error = (out["distance"].as_tensor() - recomputed(out))[inner].abs()
-    assert error.mean() < 0.3 * (1 + mm[0])  # both are from voxel centre to voxel centre
+    assert error.mean() < 0.3 * (1 + mm[0])  # both are from voxel center to voxel center
     if zoom != 1.0:
         wrong = (out["distance"].as_tensor() - recomputed(out, (1.0, 1.0, 1.0)))[inner].abs()
         assert wrong.mean() > 2 * error.mean()

@@ -57,8 +57,8 @@ def main() -> None:
     """Write the picture beside this file."""
     figure, axes = plt.subplots(1, len(MODES), figsize=(12, 3.6), layout="constrained")
     for axis, (title, weighting) in zip(axes, MODES.items(), strict=True):
-        for values, term, colour in zip(learned_weights(weighting).T, TERMS, ("tab:blue", "tab:orange"), strict=True):
-            axis.plot(values, color=colour, label=f"of the term at {term}")
+        for values, term, color in zip(learned_weights(weighting).T, TERMS, ("tab:blue", "tab:orange"), strict=True):
+            axis.plot(values, color=color, label=f"of the term at {term}")
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)

@@ -4,7 +4,7 @@
 
 A structure is an object of a row's ``phantom`` with these entries:
 
-- ``shape``: ``tube`` (``points``, ``radii``) or ``ellipsoid`` (``centre``, ``radii``);
+- ``shape``: ``tube`` (``points``, ``radii``) or ``ellipsoid`` (``center``, ``radii``);
 - ``labels``: none for what is only a distractor; several divide a tube at ``cuts``, shares of its length, which vary by
   ``cut_jitter``; ``intensity``; ``rim`` around it, of ``tissues`` that alternate over ``scale_mm``, ``width_mm`` wide;
 - ``count`` [least, most] copies, each moved by up to ``spread_mm`` along each axis, its radii times a factor from
@@ -32,8 +32,8 @@ class Canvas:
 
     Args:
         rng: source of all that varies.
-        grid: position of every voxel in the anatomy [3, *S], in millimetres.
-        spacing: distance of neighbouring voxels in it.
+        grid: position of every voxel in the anatomy [3, *S], in millimeters.
+        spacing: distance of neighboring voxels in it.
         plan: the row's ``phantom``.
     """
 
@@ -89,7 +89,7 @@ class Canvas:
             self.copies[structure["name"]] = move, size
         # No structure may fall between the voxels of a miniature.
         least = 0.6 * max(self.spacing) if structure["shape"] == "tube" else 0.9 * np.asarray(self.spacing)
-        points = np.atleast_2d(structure["points"] if structure["shape"] == "tube" else structure["centre"])
+        points = np.atleast_2d(structure["points"] if structure["shape"] == "tube" else structure["center"])
         return {**structure, "points": points + move, "radii": np.maximum(size * np.asarray(structure["radii"]), least)}
 
     def _distance(self, grid: Array, structure: dict[str, Any]) -> tuple[Array, Array]:
@@ -112,7 +112,7 @@ class Canvas:
         shape = self.grid.shape[1:]
         points, radii = structure["points"], structure["radii"]
         reach = radii.max() if structure["shape"] == "tube" else radii
-        # Positions differ between neighbours by the spacing, and by a bit more where the anatomy is scaled and bent.
+        # Positions differ between neighbors by the spacing, and by a bit more where the anatomy is scaled and bent.
         reach = reach + width + max(self.spacing) + 1.5 * (STRIDE - 1) * float(np.linalg.norm(self.spacing))
         coarse = self.grid[:, ::STRIDE, ::STRIDE, ::STRIDE]
         low, high = (points.min(0) - reach)[:, None, None, None], (points.max(0) + reach)[:, None, None, None]

@@ -98,7 +98,7 @@ def check_dataset(
         task: the Decathlon's task whose channels and labels count; None for those of the folder's own
             ``dataset.json``, or of the task that it is named after.
         progress: show a progress bar on stderr, if that is a terminal.
-        ignore_label: value, or values, of voxels that nobody labelled, as the bundle has it.
+        ignore_label: value, or values, of voxels that nobody labeled, as the bundle has it.
         label_map: value in the label files to class, as the bundle has it.
 
     Returns:

@@ -28,7 +28,7 @@ class CheckCased(Transform):
     Args:
         num_classes: number of labels, background included.
         channels: number of channels of the image.
-        ignore_label: value, or values, of voxels that nobody labelled; they stay as they are. None: there are none.
+        ignore_label: value, or values, of voxels that nobody labeled; they stay as they are. None: there are none.
         label_map: value in the file to class; other values stay as they are. The keys may be texts, as in JSON.
 
     Raises:

@@ -9,14 +9,15 @@ from urllib.request import Request, urlopen
 
 from monai.apps import DecathlonDataset, download_url, extractall
 
-from monai_losses_ext.data.dataset import DatasetError, read_cases
+from monai_losses_ext.data.dataset import DatasetError, read_cases, read_index
 from monai_losses_ext.data.tasks import Task, get_task
+from monai_losses_ext.errors import fail
 
 TIMEOUT_S = 20
 
 
 def download(task: str | Task, out_dir: str | Path) -> Path:
-    """Fetch and unpack a task, checked by MONAI's checksum, and print its size and licence before.
+    """Fetch and unpack a task, checked by MONAI's checksum, and print its size and license before.
 
     What is there is not fetched again: a complete folder is left alone, and an archive whose unpacking was interrupted
     is unpacked. The archive is deleted when it is unpacked.
@@ -29,12 +30,14 @@ def download(task: str | Task, out_dir: str | Path) -> Path:
         The task's folder, with ``dataset.json``, ``imagesTr`` and ``labelsTr``.
 
     Raises:
-        ValueError: for an unknown task, or an archive that is damaged or does not hold the task.
+        ValueError: for an unknown task, an archive that is damaged or does not hold the task, or phantoms in its place.
         OSError: where there is no network or no space. Either is one line.
     """
     task = get_task(task) if isinstance(task, str) else task
     out_dir = Path(out_dir).expanduser().absolute()
     folder, archive = out_dir / task.name, out_dir / f"{task.name}.tar"
+    if _holds_phantoms(folder):
+        raise fail("out", "must hold no phantoms where the task's data go (delete that folder)", str(folder))
     if folder.is_dir() and not archive.exists() and _is_complete(folder):
         return folder
     if task.name not in DecathlonDataset.resource:
@@ -42,7 +45,7 @@ def download(task: str | Task, out_dir: str | Path) -> Path:
     address, checksum = DecathlonDataset.resource[task.name], DecathlonDataset.md5[task.name]
     if not archive.exists():
         size = _size(address, task)
-        print(f"{task.name}: {size} from {address}, licence {task.licence} ({task.licence_url})", flush=True)
+        print(f"{task.name}: {size} from {address}, license {task.license} ({task.license_url})", flush=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
         download_url(address, archive, checksum, "md5")
@@ -60,6 +63,13 @@ def _is_complete(folder: Path) -> bool:
     except DatasetError:
         return False
     return True
+
+
+def _holds_phantoms(folder: Path) -> bool:
+    try:
+        return "phantoms" in read_index(folder)
+    except DatasetError:
+        return False
 
 
 def _size(address: str, task: Task) -> str:

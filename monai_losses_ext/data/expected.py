@@ -41,7 +41,7 @@ def expected(
         task: the Decathlon's task whose row counts; None for the folder's own ``dataset.json`` (``labels``, and
             ``modality`` or ``channel_names``), or, where that says neither, for the task that the folder is named
             after.
-        ignore_label: value, or values, of voxels that nobody labelled.
+        ignore_label: value, or values, of voxels that nobody labeled.
         label_map: value in the label files to class.
 
     Raises:

@@ -38,7 +38,7 @@ class Rules:
 
     channels: int
     num_classes: int  # background included
-    ignore_label: frozenset[int] = frozenset()  # values of voxels that nobody labelled
+    ignore_label: frozenset[int] = frozenset()  # values of voxels that nobody labeled
     label_map: Mapping[int, int] = field(default_factory=dict)  # value in the file to class
 
     def options(self) -> str:
@@ -58,7 +58,7 @@ def make_rules(
     Args:
         channels: of the image.
         num_classes: background included.
-        ignore_label: value, or values, of voxels that nobody labelled.
+        ignore_label: value, or values, of voxels that nobody labeled.
         label_map: value in the file to class; the keys may be texts, as JSON has them. Other values stay as they are.
 
     Raises:
@@ -140,7 +140,7 @@ def remedy(values: Iterable[int], rules: Rules) -> str:
     shown = as_json(example) if len(unknown) <= MOST_VALUES else "{...}"
     return (
         f"A label_map gives values their classes and merges them (0 is background), such as --label_map '{shown}'; "
-        "ignore_label is the value of voxels that nobody labelled, such as --ignore_label "
+        "ignore_label is the value of voxels that nobody labeled, such as --ignore_label "
         f"{unknown[0] if len(unknown) == 1 else 255}"
     )
 

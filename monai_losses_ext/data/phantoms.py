@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic cases (phantoms) of a task, in the Decathlon's layout: for trying out software, not for medicine.
 
-What a task's phantoms look like is the ``phantom`` part of its row in ``tasks.json``. Lengths there are in millimetres
+What a task's phantoms look like is the ``phantom`` part of its row in ``tasks.json``. Lengths there are in millimeters
 from the middle of the volume, x to the right, y to the front, z up; intensities are one value per channel, for CT in
 Hounsfield units:
 

@@ -60,7 +60,7 @@ class Structure(_Structure, total=False):
     """What is painted into a phantom."""
 
     points: Sequence[Sequence[float]]
-    centre: Sequence[float]
+    center: Sequence[float]
     labels: Sequence[Number]
     cuts: Sequence[Share]
     cut_jitter: NotNegative
@@ -163,7 +163,7 @@ def check_phantom(plan: Any) -> None:
         if "rim" in structure:
             check_object(Rim, structure["rim"], f"{place}rim: ")
         ranges |= {f"{place}{key}": structure[key] for key in ("count", "size") if key in structure}
-        needed = "points" if structure["shape"] == "tube" else "centre"
+        needed = "points" if structure["shape"] == "tube" else "center"
         if needed not in structure:
             raise fail(f"{place}{needed}", f"must be given for the shape {structure['shape']}", "none")
         for key in ("inside", "around"):

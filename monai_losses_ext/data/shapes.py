@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes and random fields that synthetic cases are built from. All lengths are in millimetres."""
+"""Shapes and random fields that synthetic cases are built from. All lengths are in millimeters."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 
-TUBE_SAMPLES = 40  # spheres per tube: neighbours then overlap by more than 9/10 at any sensible length
+TUBE_SAMPLES = 40  # spheres per tube: neighbors then overlap by more than 9/10 at any sensible length
 
 
-def ellipsoid(grid: Array, centre: Array, radii: Array) -> Array:
+def ellipsoid(grid: Array, center: Array, radii: Array) -> Array:
     """Return the approximate signed distance to an ellipsoid, negative inside (exact for a sphere).
 
     Args:
         grid: positions [3, *S].
-        centre: [3].
+        center: [3].
         radii: half axes [3].
     """
-    offset = (grid - _column(centre, grid)) / _column(radii, grid)
+    offset = (grid - _column(center, grid)) / _column(radii, grid)
     return (np.sqrt((offset**2).sum(axis=0)) - 1) * float(np.min(radii))
 
 
@@ -43,10 +43,10 @@ def tube(grid: Array, points: Array, radii: Array) -> tuple[Array, Array]:
     distance = np.full(squares.shape, np.inf, grid.dtype)
     position = np.zeros(squares.shape, grid.dtype)
     for t in np.linspace(0, 1, TUBE_SAMPLES):
-        centre = np.array([np.interp(t, along, points[:, axis]) for axis in range(3)], grid.dtype)
-        # |grid - centre|^2, multiplied out: a third of the time of subtracting first
-        to_centre = np.sqrt(np.maximum(squares - 2 * np.tensordot(centre, grid, 1) + centre @ centre, 0))
-        to_sphere = to_centre - float(np.interp(t, along, radii))
+        center = np.array([np.interp(t, along, points[:, axis]) for axis in range(3)], grid.dtype)
+        # |grid - center|^2, multiplied out: a third of the time of subtracting first
+        to_center = np.sqrt(np.maximum(squares - 2 * np.tensordot(center, grid, 1) + center @ center, 0))
+        to_sphere = to_center - float(np.interp(t, along, radii))
         closer = to_sphere < distance
         distance[closer] = to_sphere[closer]
         position[closer] = t
@@ -54,7 +54,7 @@ def tube(grid: Array, points: Array, radii: Array) -> tuple[Array, Array]:
 
 
 def voxel_grid(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: DTypeLike = np.float64) -> Array:
-    """Return the position of every voxel centre, [3, *S], with the origin in the middle of the volume."""
+    """Return the position of every voxel center, [3, *S], with the origin in the middle of the volume."""
     axes = [((np.arange(n) - (n - 1) / 2) * step).astype(dtype) for n, step in zip(shape, spacing, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"))
 

@@ -55,7 +55,7 @@ class Training:
     rotate_range_rad: Sequence[NotNegative]  # per axis, drawn from -r..r
     zoom_range: Sequence[Share]  # per axis, drawn from 1-z..1+z
     translate_range_voxels: Sequence[Number]  # per axis, drawn from -t..t
-    inference_overlap: Share  # of neighbouring sliding windows, 0..1
+    inference_overlap: Share  # of neighboring sliding windows, 0..1
     cache_on_disk: bool  # the task is large: prepared cases are kept on disk, predictions stitched in the CPU's memory
     cache_rate: Share  # share of the cases kept in memory, 0..1
     memory_gb: Positive  # what a step needs in float32, see bundlekit/memory.py
@@ -63,7 +63,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Task:
-    """The facts of one task. Lengths are in millimetres; ``labels[i]`` is the name of the label value i."""
+    """The facts of one task. Lengths are in millimeters; ``labels[i]`` is the name of the label value i."""
 
     name: str  # as MSD names its folder
     bundle: str  # name of the bundle
@@ -72,14 +72,14 @@ class Task:
     modality: str  # "MRI" or "CT"
     channels: Sequence[str]
     labels: Sequence[str]
-    n_training: Count  # labelled cases in MSD's release
+    n_training: Count  # labeled cases in MSD's release
     n_test: Number
     typical_shape: Sequence[Count]  # median, voxels
     typical_spacing_mm: Sequence[float]  # median
     nsd_tolerance_mm: Positive  # boundary tolerance of the surface Dice
     source: str
-    licence: str
-    licence_url: str
+    license: str
+    license_url: str
     references: Sequence[str]
     published_results: Sequence[dict[str, Any]]
     intensity: dict[str, Any]  # see INTENSITY_RULES

@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handlers for MONAI's trainers and evaluators: tracking, evaluation in millimetres, pictures.
+"""Ignite handlers for MONAI's trainers and evaluators: tracking, evaluation in millimeters, pictures.
 
 They put numbers into ``engine.state.metrics`` and files on the disk, where MONAI's own MLflow, TensorBoard and stats
 handlers find them; only ResumableMLFlowHandler knows of MLflow. What a user can mend is a ``UserError`` of one line;

@@ -30,7 +30,7 @@ class Plane:
 
     Args:
         title: its anatomical name.
-        image: grey values, ``[X, Y]``, X to the right and Y upwards.
+        image: gray values, ``[X, Y]``, X to the right and Y upwards.
         prediction: masks of the classes, ``[K, X, Y]``.
         reference: masks of the classes, ``[K, X, Y]``.
         spacing: voxel size along X and Y, in mm.
@@ -79,9 +79,9 @@ def cut_planes(output: dict[str, Any], values: Sequence[int]) -> list[Plane]:
         window = shown_window(masks, in_plane)
         slices = [slice(index, index + 1)] * 3
         slices[x], slices[y] = window
-        grey = sample(as_array(image)[0], to_image, slices).squeeze(axis)
+        gray = sample(as_array(image)[0], to_image, slices).squeeze(axis)
         masks = masks[(slice(None), *window)]
-        planes.append(Plane(TITLES[axis], grey, masks[: len(values)], masks[len(values) :], in_plane))
+        planes.append(Plane(TITLES[axis], gray, masks[: len(values)], masks[len(values) :], in_plane))
     return planes
 
 

@@ -30,7 +30,7 @@ PANELS = (
     ("Other metrics", "value", r""),
 )
 MAX_NAMED = 10  # curves of a panel that can be told apart; of more, means, the lowest and the highest are named
-OTHERS = "0.75"  # their grey
+OTHERS = "0.75"  # their gray
 # Curves that lie on each other stay visible: a thin broken one on a thick whole one.
 MARKERS = "os^Dv"
 STYLES: tuple[tuple[Any, float], ...] = (("-", 2.6), ("--", 2.0), (":", 2.0), ("-.", 1.4), ((0, (6, 2)), 1.2))

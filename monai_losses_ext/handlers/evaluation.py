@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Dice, NSD and HD95 per class and case, in millimetres and in the label's own space."""
+"""Dice, NSD and HD95 per class and case, in millimeters and in the label's own space."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from monai_losses_ext.handlers._engine import case_file, check_shapes, class_mas
 from monai_losses_ext.handlers._planes import Plane, cut_planes
 from monai_losses_ext.metrics import class_metrics, foreground_labels, ignored_labels, known_voxels, nan_mean
 
-# Okabe and Ito's palette, which color-blind readers can tell apart too, in the order that shows best on grey.
+# Okabe and Ito's palette, which color-blind readers can tell apart too, in the order that shows best on gray.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 # Of more classes: saturation and brightness of three rings of hues.
 SHADES = ((0.95, 0.95), (0.5, 1.0), (0.9, 0.6))
@@ -153,7 +153,7 @@ def draw_cases(
         )
         draw_case(axes_of_case, case, colors, with_titles=rank == ranks[0])
     handles: list[Any] = [Patch(color=color, label=name) for color, name in zip(colors, class_names, strict=True)]
-    handles.append(Line2D([], [], color="grey", linestyle="dashed", label="outline of the reference (white)"))
+    handles.append(Line2D([], [], color="gray", linestyle="dashed", label="outline of the reference (white)"))
     size = 9 if len(class_names) < 20 else 7
     parts[2].legend(handles=handles, loc="center", ncols=n_legend, frameon=False, fontsize=size)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def draw_case(row: Any, case: ShownCase, colors: list[str], with_titles: bool) -
 
 
 def draw_plane(axes: Axes, plane: Plane, masks: np.ndarray, colors: list[str]) -> None:
-    """Draw one plane in grey, with the masks ``[K, X, Y]`` of the classes laid over it."""
+    """Draw one plane in gray, with the masks ``[K, X, Y]`` of the classes laid over it."""
     height, width = plane.image.shape[1] * plane.spacing[1], plane.image.shape[0] * plane.spacing[0]
     low, high = np.percentile(plane.image, (1, 99))
     axes.imshow(plane.image.T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(0, width, 0, height))

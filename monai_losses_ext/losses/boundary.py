@@ -28,10 +28,10 @@ from monai_losses_ext.sums.target import IgnoreIndex, Target
 
 
 class BoundaryLoss(VoxelLoss):
-    """Penalise each false voxel by its distance to the reference's boundary.
+    """Penalize each false voxel by its distance to the reference's boundary.
 
     ``sum m phi p - sum m min(phi, 0)`` per sample and class, over the number of voxels, with ``phi`` the signed
-    distance in millimetres, negative inside. It is 0 where the prediction is the reference, and never negative,
+    distance in millimeters, negative inside. It is 0 where the prediction is the reference, and never negative,
     whatever happened to the map on its way (crop, rotation, zoom, half precision). The published form, ``sum phi p``,
     has the same gradient and differs by a constant.
 
@@ -43,7 +43,7 @@ class BoundaryLoss(VoxelLoss):
 
     Args:
         include_background: whether class 0 counts.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         sigmoid: take a sigmoid per channel of the input.
         softmax: take a softmax over the channels of the input.
         other_act: a function applied to the input instead.
@@ -69,7 +69,7 @@ class BoundaryLoss(VoxelLoss):
 
     Source:
         Kervadec et al. 2019, https://arxiv.org/abs/1812.07032. Differs by the constant, in the map inside, in
-        millimetres and in absent classes.
+        millimeters and in absent classes.
 
     Example:
         >>> import torch

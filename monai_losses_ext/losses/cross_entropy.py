@@ -24,7 +24,7 @@ from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 
 class CrossEntropyLoss(VoxelLoss):
-    """Penalise every voxel by the surprise at its label.
+    """Penalize every voxel by the surprise at its label.
 
     Softmax: ``sum w_c g_c (-log p_c)`` over voxels and classes, divided as ``torch.nn.CrossEntropyLoss`` does. Sigmoid:
     the mean over voxels and channels of ``-w_c g log p - (1 - g) log(1 - p)``.
@@ -38,7 +38,7 @@ class CrossEntropyLoss(VoxelLoss):
             weights. Sigmoid: a factor for the positive voxels of each class.
         label_smoothing: softmax only: share of each label that is spread over all classes.
         ignore_index: label, or list of labels, of the voxels that do not count.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
 
     Shape:
         input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for

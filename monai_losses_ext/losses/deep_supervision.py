@@ -27,7 +27,7 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
 
     MONAI's class, which fails on integer labels, on labels without a channel axis and on distance maps, and leaves a
     resampled label its old voxel size. Labels are resampled to the nearest voxel, whatever their type; maps linearly,
-    in millimetres as they are.
+    in millimeters as they are.
 
     Weights of a compound within are learned from all heads. Its ``last_terms`` are those of the first head, which has
     the full resolution.

@@ -58,14 +58,14 @@ class OverlapLoss(VoxelLoss):
 
 
 class DiceLoss(OverlapLoss):
-    """Penalise a lack of overlap, whatever the size of the structure.
+    """Penalize a lack of overlap, whatever the size of the structure.
 
     ``1 - (2 tp + smooth_nr) / (2 tp + fp + fn + smooth_dr)`` per sample and class: with ``jaccard``,
     ``1 - (tp + ...) / (tp + fp + fn + ...)``. A small structure weighs as much as a large one.
 
     Args:
         include_background: whether class 0 counts.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         sigmoid: take a sigmoid per channel of the input.
         softmax: take a softmax over the channels of the input.
         other_act: a function applied to the input instead.

@@ -27,7 +27,7 @@ class DiceCELoss(CompoundLoss):
 
     Args:
         include_background: whether class 0 counts in the Dice part.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         sigmoid: activation of the Dice part.
         softmax: activation of the Dice part.
         other_act: activation of the Dice part.
@@ -99,7 +99,7 @@ class DiceFocalLoss(CompoundLoss):
 
     Args:
         include_background: whether class 0 counts, in both parts.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         sigmoid: a sigmoid per channel, both parts.
         softmax: a softmax over the channels, both parts.
         other_act: activation of the Dice part.

@@ -25,14 +25,14 @@ from monai_losses_ext.sums.target import IgnoreIndex, Target, plain
 
 
 class FocalLoss(VoxelLoss):
-    """Penalise hard voxels: cross-entropy scaled by the probability that was missed.
+    """Penalize hard voxels: cross-entropy scaled by the probability that was missed.
 
     ``alpha (1 - p_t)^gamma (-log p_t)`` with ``p_t`` the probability given to the truth. Raising ``gamma`` takes weight
     from voxels that are right already; ``gamma`` 0 without alpha is the cross-entropy.
 
     Args:
         include_background: whether class 0 counts; it is always part of the softmax.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         gamma: exponent, at least 0.
         alpha: balance between classes. One number in [0, 1] weighs the foreground by alpha and the background by
             1 - alpha (softmax), or positive voxels by alpha and negative ones by 1 - alpha (sigmoid). A list holds

@@ -17,7 +17,7 @@ from monai_losses_ext.sums.terms import voxel_inputs
 
 
 class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
-    """Penalise squared errors by their distance to both boundaries: MONAI's estimate of the Hausdorff distance.
+    """Penalize squared errors by their distance to both boundaries: MONAI's estimate of the Hausdorff distance.
 
     The distance maps of reference and prediction are computed by MONAI at every step, in voxels: expect it to take many
     times as long as a boundary loss.
@@ -25,7 +25,7 @@ class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
     Args:
         alpha: exponent of the distance.
         include_background: whether class 0 counts.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         sigmoid: take a sigmoid per channel of the input.
         softmax: take a softmax over the channels of the input.
         other_act: a function applied to the input instead.
@@ -82,7 +82,7 @@ class LogHausdorffDTLoss(HausdorffDTLoss):
     Args:
         alpha: exponent of the distance.
         include_background: whether class 0 counts.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         sigmoid: take a sigmoid per channel of the input.
         softmax: take a softmax over the channels of the input.
         other_act: a function applied to the input instead.

@@ -22,14 +22,14 @@ from monai_losses_ext.sums.target import IgnoreIndex
 
 
 class TverskyLoss(OverlapLoss):
-    """Penalise false positives and false negatives by weights of their own.
+    """Penalize false positives and false negatives by weights of their own.
 
     ``1 - (tp + smooth_nr) / (tp + alpha fp + beta fn + smooth_dr)`` per sample and class. Raising ``beta`` alone makes
     misses dearer, raising ``alpha`` alone false alarms; 0.5 and 0.5 is the Dice loss, 1 and 1 the Jaccard loss.
 
     Args:
         include_background: whether class 0 counts.
-        to_onehot_y: kept for MONAI's sake; index labels are recognised by their shape.
+        to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
         sigmoid: take a sigmoid per channel of the input.
         softmax: take a softmax over the channels of the input.
         other_act: a function applied to the input instead.
@@ -108,7 +108,7 @@ class TverskyLoss(OverlapLoss):
 
 
 class FocalTverskyLoss(TverskyLoss):
-    """Penalise poorly segmented classes more than well segmented ones: the Tversky loss to the power ``1 / gamma``.
+    """Penalize poorly segmented classes more than well segmented ones: the Tversky loss to the power ``1 / gamma``.
 
     With ``gamma`` above 1 the slope grows as a class comes close to perfect, so that small, nearly found structures
     keep their pull; ``gamma`` 1 is the Tversky loss.

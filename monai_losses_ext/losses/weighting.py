@@ -96,7 +96,7 @@ class FixedWeighting(Weighting):
 class SoftmaxWeighting(Weighting):
     """Learned weights that sum to 1, kept from draining into the smallest term.
 
-    Minimised over its weights, ``sum w_i L_i`` puts all of them on the smallest term, whatever the others need. Here
+    Minimized over its weights, ``sum w_i L_i`` puts all of them on the smallest term, whatever the others need. Here
     ``w = floor pi + (1 - floor) softmax(theta)`` with the prior ``pi``, the initial weights over their sum, and the
     total is ``sum w_i L_i + pull KL(pi || w)`` with ``KL = sum pi_i log(pi_i / w_i)``, which is 0 at the prior, never
     negative, and does not change the network's gradient. So at the first step ``w = pi``, no weight falls below

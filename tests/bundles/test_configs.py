@@ -232,6 +232,7 @@ def test_errors_are_one_line(bundle: Path, dataset: Path, tmp_path: Path) -> Non
     assert absent in message
     for way in ("data phantoms", "data download", "imagesTr"):
         assert way in message
+    assert "dataset_dir: must be a path without '#'" in error_of(bundle, "train", dataset_dir=f"{data}#2")
     assert "'dice_ce'" in error_of(bundle, "train", dataset_dir=data, loss_config="dise_ce")
     assert absent in error_of(bundle, "evaluate", dataset_dir=data, ckpt_path=absent)
     assert "Train first" in error_of(bundle, "inference", dataset_dir=data)

@@ -23,7 +23,7 @@ SEGRESNET = {"_target_": "SegResNet", "init_filters": 8, "blocks_down": [1, 1], 
 UNET = {"_target_": "UNet", "spatial_dims": 3, "channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "batch"}
 
 
-def relabelled(expression: str) -> list[dict[str, Any]]:
+def relabeled(expression: str) -> list[dict[str, Any]]:
     """Return the transforms that make the labels what an expression says."""
     return [FIRST, {"_target_": "Lambdad", "keys": "label", "func": f"$lambda x: {expression}"}]
 
@@ -47,17 +47,17 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "two channels": {
         "loss": {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True, "squared_pred": True, "batch": True},
-        "label": relabelled("x > 0"),
+        "label": relabeled("x > 0"),
         "network": {**UNET, "out_channels": 2},
     },
     "one channel": {
         "loss": {"_target_": "GeneralizedDiceFocalLoss", "sigmoid": True, "lambda_gdl": 0.5, "gamma": 1.0},
-        "label": relabelled("(x > 0).float()"),
+        "label": relabeled("(x > 0).float()"),
         "network": {**UNET, "out_channels": 1},
     },
     "regions": {
         "loss": {"_target_": "DiceLoss", "smooth_nr": 0, "smooth_dr": 1e-5, "sigmoid": True, "squared_pred": True},
-        "label": relabelled("torch.cat([x > 0, x > 1]).float()"),
+        "label": relabeled("torch.cat([x > 0, x > 1]).float()"),
         "network": {**SEGRESNET, "out_channels": 2},
     },
     "regions of BraTS": {

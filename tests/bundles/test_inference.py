@@ -256,6 +256,10 @@ def test_weights_that_are_no_numbers_are_refused(bundle: Path, folder: Path, val
         ({"weight": torch.zeros(3, 1, 1, 1, 1)}, "bias is absent there and (3,) in network_def"),
         ({"model": {"a": torch.zeros(1)}}, "are of another network: weight is absent"),
         ([1.0], "must hold a state_dict; it holds a list"),
+        (
+            {"epoch": 3, "weight": torch.zeros(3, 1, 1, 1, 1), "bias": torch.zeros(3)},
+            "must hold weights alone; its entry epoch is of type int",
+        ),
     ],
 )
 def test_weights_of_another_network_are_refused(bundle: Path, folder: Path, weights: Any, message: str) -> None:
@@ -285,6 +289,55 @@ def test_full_disk_leaves_no_half_of_a_file(bundle: Path, folder: Path, monkeypa
     message = user_error(made.run)
     assert message == f"output_dir: {folder / 'out' / 'a_seg.nii.gz'} cannot be written (No space left on device)."
     assert list((folder / "out").iterdir()) == []
+
+
+def test_image_too_large_for_the_memory_is_passed_over(
+    bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = workflow(bundle, **places(folder))
+    infer, calls = made.evaluator.inferer, []
+
+    def full_once(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return infer(*args, **kwargs)
+
+    monkeypatch.setattr(made.evaluator, "inferer", full_once)
+    message = user_error(made.run)
+    assert f"1 of 2 images were not segmented: {folder / 'images' / 'a.nii.gz'} is too large for the mem" in message
+    assert [path.name for path in (folder / "out").iterdir()] == ["b_seg.nii.gz"]
+
+
+def test_segmentation_that_does_not_lie_on_its_image_is_passed_over(bundle: Path, folder: Path) -> None:
+    made = workflow(bundle, **places(folder))
+    infer = made.evaluator.inferer
+    made.evaluator.inferer = lambda *args, **kwargs: infer(*args, **kwargs)[..., 1:]
+    message = user_error(made.run)
+    assert "2 of 2 images were not segmented" in message
+    assert list((folder / "out").iterdir()) == []
+
+
+def test_images_passed_over_are_named_when_a_run_ends_early(
+    bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = folder / "images" / "a.nii.gz"
+    save(bad, with_value(np.nan))
+    made = workflow(bundle, **places(folder))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", full)
+    assert user_error(made.run).startswith("output_dir: ")
+    assert f"not segmented: {bad} has 1 voxels that are NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["dataset_dir", "output_dir", "ckpt_path"])
+def test_path_that_monai_does_not_hand_on_as_typed_is_refused(bundle: Path, folder: Path, option: str) -> None:
+    given = {**places(folder), option: str(folder / "a#b")}
+    assert user_error(workflow(bundle, **given).run).startswith(f"{option}: must be a path without '#' or '::'")
+    assert not (folder / "a::b").exists()
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

@@ -82,7 +82,7 @@ def test_references_resolve_and_inference_prepares_as_validation_does(bundle: Pa
 
 
 def threshold(task: Task, path: Path) -> None:
-    """Save the weights of a network that finds what is bright in the first channel, halfway after normalisation."""
+    """Save the weights of a network that finds what is bright in the first channel, halfway after normalization."""
     rule = task.intensity
     value = ((rule["low"] + rule["high"]) / 2 - rule["mean"]) / rule["std"] if rule["rule"] == "window" else 1.5
     weight = torch.zeros(len(task.labels), len(task.channels), 1, 1, 1)
@@ -92,7 +92,7 @@ def threshold(task: Task, path: Path) -> None:
 
 
 def test_perfect_network_scores_in_native_space(bundle: Path, task: Task, data: Path, tmp_path: Path) -> None:
-    """From file to score against the untouched label: orientation, voxel size and normalisation, there and back."""
+    """From file to score against the untouched label: orientation, voxel size and normalization, there and back."""
     threshold(task, tmp_path / "model.pt")
     common = {"dataset_dir": str(data), "ckpt_path": str(tmp_path / "model.pt"), "patch_size": [32, 32, 32]}
     workflow(bundle, task, tmp_path, "train", "evaluate", **common).run()

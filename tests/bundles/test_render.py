@@ -143,6 +143,8 @@ def test_commands_of_the_readme_have_files_and_options_that_exist(task: Task) ->
         assert f"bundles/{task.bundle}/configs" in files[0]
     assert seen == {"train.json", "evaluate.json", "inference.json", "multi_gpu_train.json"}
     assert len(found) >= 7
+    of_inference = [word for words in found if words[1].endswith("inference.json") for word in words]
+    assert {"--labels", "--nan_to_num"} <= set(of_inference)
     overlays = set(re.findall(r"[`'](configs/[\w/]+\.json)", readme.read_text(encoding="utf-8")))
     assert "configs/losses/tversky.json" in overlays
     assert [path for path in overlays if not (REPOSITORY / path).is_file()] == []
@@ -153,7 +155,7 @@ def test_readme_says_on_how_many_cases_its_figures_stand(monkeypatch: pytest.Mon
     results = json.loads((render_module.RESULTS / "hippocampus.json").read_text(encoding="utf-8"))
     monkeypatch.setattr(render_module, "RESULTS", tmp_path)
     (tmp_path / "hippocampus.json").write_text(json.dumps({**results, "n_training": 70, "n_validation": 30}))
-    sentence = "Trained on 70 cases and measured on 30 held-out cases that training never saw (100 of the 260 labelled"
+    sentence = "Trained on 70 cases and measured on 30 held-out cases that training never saw (100 of the 260 labeled"
     assert sentence in render_task(task)[f"{task.bundle}/docs/README.md"]
     del results["n_training"]
     (tmp_path / "hippocampus.json").write_text(json.dumps(results))

@@ -66,7 +66,7 @@ def eleventh() -> dict[str, Any]:
         "bundle": "msd_knee_mri_segmentation",
         "title": "Knee segmentation",
         "source": "Scans of our own hospital",
-        "licence": "none",
+        "license": "none",
         "authors": "A. Radiologist",
         "channels": ["PD", "T2"],
         "labels": ["background", "femur", "tibia", "meniscus"],
@@ -78,9 +78,9 @@ def eleventh() -> dict[str, Any]:
             **row["phantom"],
             "background": {"tissues": [[0.1, 0.3], [0.4, 0.2]], "scale_mm": 6},
             "structures": [
-                {**structure, "centre": [-6, 0, 0], "labels": [1], "intensity": [0.9, 0.5]},
-                {**structure, "centre": [6, 0, 0], "labels": [2], "intensity": [0.7, 0.9]},
-                {**structure, "centre": [0, 8, 0], "radii": [4, 4, 8], "labels": [3], "intensity": [0.1, 0.9]},
+                {**structure, "center": [-6, 0, 0], "labels": [1], "intensity": [0.9, 0.5]},
+                {**structure, "center": [6, 0, 0], "labels": [2], "intensity": [0.7, 0.9]},
+                {**structure, "center": [0, 8, 0], "radii": [4, 4, 8], "labels": [3], "intensity": [0.1, 0.9]},
             ],
         },
     }
@@ -146,9 +146,9 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
     "version": (metadata("version", "0.2.0"), zoo.check_metadata, "version '0.2.0' is not in the changelog"),
     "channels": (metadata(f"{PRED}#num_channels", 2), zoo.check_metadata, "must name channels 0 to 1"),
     "reference": (
-        edited("train", lambda c: c["train"]["trainer"].update(optimizer="@optimiser")),
+        edited("train", lambda c: c["train"]["trainer"].update(optimizer="@optimzer")),
         zoo.check_references,
-        "train: train#trainer#optimizer refers to @optimiser, which is not there. Did you mean 'optimizer'?",
+        "train: train#trainer#optimizer refers to @optimzer, which is not there. Did you mean 'optimizer'?",
     ),
     "expression": (
         edited("multi_gpu_evaluate", lambda c: c.update(device="$torch.device(@sede)")),

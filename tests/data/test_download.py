@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -19,15 +20,19 @@ from monai_losses_ext.cli import main
 from monai_losses_ext.data.dataset import read_cases
 from monai_losses_ext.data.download import download
 from monai_losses_ext.data.phantoms import make_phantoms
+from monai_losses_ext.errors import UserError
 
 TASK = "Task04_Hippocampus"
 
 
 @pytest.fixture
 def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Serve an archive of phantoms in place of the Decathlon's; the requests that came."""
+    """Serve an archive like the Decathlon's, with phantoms that do not say so; the requests that came."""
     source = tmp_path / "server"
-    make_phantoms(TASK, source / TASK, n_cases=2, scale=0.1)
+    index = make_phantoms(TASK, source / TASK, n_cases=2, scale=0.1) / "dataset.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    del content["phantoms"]
+    index.write_text(json.dumps(content), encoding="utf-8")
     with tarfile.open(source / f"{TASK}.tar", "w") as archive:
         archive.add(source / TASK, TASK)
     got: list[str] = []
@@ -46,7 +51,7 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[s
         server.shutdown()
 
 
-def test_fetches_once_and_says_size_and_licence(
+def test_fetches_once_and_says_size_and_license(
     tmp_path: Path, requests: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "data"
@@ -54,12 +59,19 @@ def test_fetches_once_and_says_size_and_licence(
     assert requests == ["HEAD", "GET"]
     printed = capsys.readouterr().out
     assert " GB from http://127.0.0.1" in printed
-    assert "licence CC BY-SA 4.0 (https://creativecommons.org" in printed
+    assert "license CC BY-SA 4.0 (https://creativecommons.org" in printed
     assert str(out / TASK) in printed
     assert len(read_cases(out / TASK)) == 2
     assert [path.name for path in out.iterdir()] == [TASK]
     assert download(TASK, out) == out / TASK
     assert requests == ["HEAD", "GET"]
+
+
+def test_phantoms_are_not_taken_for_the_data(tmp_path: Path, requests: list[str]) -> None:
+    make_phantoms(TASK, tmp_path / TASK, n_cases=1, scale=0.3)
+    with pytest.raises(UserError, match="out: must hold no phantoms where the task's data go"):
+        download(TASK, tmp_path)
+    assert requests == []
 
 
 def test_server_that_does_not_tell_the_size(

@@ -217,9 +217,9 @@ def test_large_volumes_are_painted_in_blocks_as_small_ones_are_at_once(monkeypat
 def ct_with_lesions() -> Task:
     """Return a made-up task: two channels, thick slices, and lesions in an organ, described by its row alone."""
     plain = {"rotation_deg": 0, "scale": 0, "shift_mm": 0, "bend_mm": 0, "bend_scale_mm": 10, "mirror": False}
-    organ = {"shape": "ellipsoid", "centre": [0, 0, 0], "radii": [20, 15, 18], "labels": [1], "intensity": [60, 5]}
+    organ = {"shape": "ellipsoid", "center": [0, 0, 0], "radii": [20, 15, 18], "labels": [1], "intensity": [60, 5]}
     organ["name"] = "organ"
-    lesion = {"shape": "ellipsoid", "centre": [0, 0, 0], "radii": [4, 4, 4], "labels": [2], "intensity": [20, 50]}
+    lesion = {"shape": "ellipsoid", "center": [0, 0, 0], "radii": [4, 4, 4], "labels": [2], "intensity": [20, 50]}
     return dataclasses.replace(
         TASK,
         modality="CT",

@@ -10,7 +10,7 @@ import pytest
 from monai_losses_ext.data.shapes import ellipsoid, rotation, smooth_field, tube, voxel_grid
 
 
-def test_grid_is_in_millimetres_around_the_middle() -> None:
+def test_grid_is_in_millimeters_around_the_middle() -> None:
     grid = voxel_grid((3, 4, 2), (1.0, 0.5, 4.0))
     assert grid.shape == (3, 3, 4, 2)
     assert np.allclose(grid.mean(axis=(1, 2, 3)), 0)
@@ -19,10 +19,10 @@ def test_grid_is_in_millimetres_around_the_middle() -> None:
 
 def test_sphere_is_exact_and_ellipsoid_has_its_volume() -> None:
     grid = voxel_grid((41, 41, 41), (1.0, 1.0, 1.0))
-    centre = np.array([1.0, -2.0, 0.5])
-    distance = np.linalg.norm(grid - centre[:, None, None, None], axis=0) - 7
-    assert np.allclose(ellipsoid(grid, centre, np.array([7.0, 7.0, 7.0])), distance)
-    inside = np.count_nonzero(ellipsoid(grid, centre, np.array([12.0, 8.0, 5.0])) < 0)
+    center = np.array([1.0, -2.0, 0.5])
+    distance = np.linalg.norm(grid - center[:, None, None, None], axis=0) - 7
+    assert np.allclose(ellipsoid(grid, center, np.array([7.0, 7.0, 7.0])), distance)
+    inside = np.count_nonzero(ellipsoid(grid, center, np.array([12.0, 8.0, 5.0])) < 0)
     assert inside == pytest.approx(4 / 3 * np.pi * 12 * 8 * 5, rel=0.02)
 
 

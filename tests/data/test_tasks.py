@@ -50,7 +50,7 @@ def test_published_results_name_the_tasks_own_labels(task: Task) -> None:
         assert result["dice"] or 0 < result["mean_dice"] < 1  # of sources that give no more
 
 
-# Of each task's dataset.json: labelled and test cases, channels, labels; of Antonelli et al. (2022): tolerance in mm.
+# Of each task's dataset.json: labeled and test cases, channels, labels; of Antonelli et al. (2022): tolerance in mm.
 FACTS = {
     "Task01_BrainTumour": (484, 266, 4, "edema, non-enhancing tumor, enhancing tumour", 5),
     "Task02_Heart": (20, 10, 1, "left atrium", 4),
@@ -72,7 +72,7 @@ def test_rows_have_the_facts_of_the_decathlon() -> None:
         assert (task.n_training, task.n_test, len(task.channels)) == (n_training, n_test, n_channels)
         assert ", ".join(task.labels) == f"background, {labels}"
         assert task.nsd_tolerance_mm == tolerance
-        assert task.licence == "CC BY-SA 4.0"
+        assert task.license == "CC BY-SA 4.0"
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
@@ -93,7 +93,7 @@ def test_unknown_task_is_an_error_with_the_nearest_name() -> None:
     ("change", "message"),
     [
         (lambda row: row.update(modalty="MRI"), r"got 'modalty'\. Did you mean 'modality'\?"),
-        (lambda row: row.pop("licence"), "none for licence"),
+        (lambda row: row.pop("license"), "none for license"),
         (lambda row: row["training"].update(epoch=3), r"got 'epoch'\. Did you mean 'epochs'\?"),
         (lambda row: row["training"].pop("patch_size"), "none for patch_size"),
         (lambda row: row["training"].update(epochs=0), "epochs: must be .* of at least 1; got 0"),

@@ -79,7 +79,7 @@ def test_voxels_and_place_are_those_of_monais_reader(tmp_path: Path, kind: str, 
     assert place_note(path) == volume.note
 
 
-def test_forms_that_disagree_are_told_with_the_millimetres_and_the_one_that_is_read(tmp_path: Path) -> None:
+def test_forms_that_disagree_are_told_with_the_millimeters_and_the_one_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.nii"
     notes = {}
     for kind in READABLE:

@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What concerns the compiled distances alone: their cache, threads, and units far from a millimetre."""
+"""What concerns the compiled distances alone: their cache, threads, and units far from a millimeter."""
 
 from __future__ import annotations
 

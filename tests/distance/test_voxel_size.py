@@ -69,7 +69,7 @@ def test_what_is_no_affine_has_no_size():
         ([(2.0, 0, 0), (1.0, 1.0, 0), (0, 0, 1e-3)], [2, math.sqrt(2), 1e-3]),
     ],
 )
-def test_an_edge_that_cannot_be_one_counts_a_millimetre_with_one_warning(columns, expected):
+def test_an_edge_that_cannot_be_one_counts_a_millimeter_with_one_warning(columns, expected):
     affine = affine_of(*columns)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -91,7 +91,7 @@ def test_the_affine_that_monai_makes_degenerate():
         assert found.item() == pytest.approx(BoundaryLoss(softmax=True, spacing=1)(logits, label[None]).item())
 
 
-def test_distances_of_a_slice_are_in_millimetres():
+def test_distances_of_a_slice_are_in_millimeters():
     reference = torch.zeros(1, 24, 24)
     reference[:, 4:12, 4:12] = 1
     prediction = reference.roll(2, dims=2)  # two voxels along z, of 5 mm
@@ -103,7 +103,7 @@ def test_distances_of_a_slice_are_in_millimetres():
     assert found["nsd"] < 0.95 and wide["nsd"] == 1
 
 
-def test_the_evaluation_measures_a_slice_in_millimetres():
+def test_the_evaluation_measures_a_slice_in_millimeters():
     from types import SimpleNamespace
 
     reference = torch.zeros(1, 24, 24)

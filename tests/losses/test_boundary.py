@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The boundary loss: never negative, zero for the truth, in millimetres, with a gradient for absent classes."""
+"""The boundary loss: never negative, zero for the truth, in millimeters, with a gradient for absent classes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_is_zero_for_the_truth_and_grows_with_the_error(normalize, convention):
     assert all(a < b for a, b in itertools.pairwise(shifts))
 
 
-def test_distance_normalisation_has_no_unit():
+def test_distance_normalization_has_no_unit():
     logits, labels = torch.randn(1, 2, 9, 8), torch.randint(0, 2, (1, 9, 8))
     values = [
         BoundaryLoss(softmax=True, normalize="distance", spacing=mm)(logits, labels).item() for mm in (0.5, 1.0, 3.0)

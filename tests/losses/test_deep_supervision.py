@@ -129,7 +129,7 @@ def test_the_middle_of_the_volume_stays_where_it_is():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_map_is_resampled_linearly_and_stays_in_millimetres(dtype):
+def test_a_map_is_resampled_linearly_and_stays_in_millimeters(dtype):
     inputs, label = heads(), labels()
     distance = signed_distance(label, 3, (0.5, 2.0, 3.0)).to(dtype)
     targets = []

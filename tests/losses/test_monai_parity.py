@@ -38,11 +38,11 @@ def batch(shape, num_classes, kind, seed, dtype=torch.float64):
     return x.to(dtype), target if kind == "index" and num_classes > 1 else target.to(dtype)
 
 
-def with_unlabelled(target, num_classes, label):
+def with_unlabeled(target, num_classes, label):
     """Give every third voxel no label: ``label`` in an index target, no class in a one-hot one."""
-    unlabelled = (torch.arange(target[:, :1].numel()) % 3 == 0).view(target[:, :1].shape)
+    unlabeled = (torch.arange(target[:, :1].numel()) % 3 == 0).view(target[:, :1].shape)
     one_hot = target.shape[1] == num_classes > 1
-    return target.masked_fill(unlabelled, 0 if one_hot else label)
+    return target.masked_fill(unlabeled, 0 if one_hot else label)
 
 
 def assert_same(mine, other, x, target, tolerance=0.0):
@@ -85,7 +85,7 @@ def overlap_cases(draw, ignoring=False):
         # With a sigmoid a one-hot voxel without a class is background, which MONAI leaves out.
         is_background = kind == "one_hot" and num_classes > 1 and "sigmoid" in flags
         flags["ignore_index"] = draw(st.sampled_from([None, 1] if is_background else [None, 1, 255]))
-        target = with_unlabelled(target, num_classes, 255) if flags["ignore_index"] == 255 else target
+        target = with_unlabeled(target, num_classes, 255) if flags["ignore_index"] == 255 else target
     return (x, target), flags
 
 

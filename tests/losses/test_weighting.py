@@ -52,7 +52,7 @@ def constants(values, **arguments):
 
 
 def learn(loss, optimizer, steps):
-    """Minimise the loss over its weights; return them after every evaluation."""
+    """Minimize the loss over its weights; return them after every evaluation."""
     seen = []
     x = torch.zeros(1, dtype=torch.float64)
 
@@ -91,7 +91,7 @@ def test_a_plain_softmax_drains_into_the_smallest_term(optimizer, lr):
 
 
 def softmax_optimum(losses, prior, floor, pull):
-    """Minimise the total over the weights ``(w, 1 - w)`` themselves, by search."""
+    """Minimize the total over the weights ``(w, 1 - w)`` themselves, by search."""
     prior = [p / sum(prior) for p in prior]
 
     def total(w):

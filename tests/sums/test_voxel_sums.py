@@ -322,7 +322,7 @@ def test_one_broken_logit_reaches_the_sums_that_the_definition_lets_it(backend, 
 
 
 @pytest.mark.parametrize("backend", CPU)
-def test_a_class_ruled_out_where_it_is_labelled_costs_the_largest_number_and_pulls_nowhere(backend):
+def test_a_class_ruled_out_where_it_is_labeled_costs_the_largest_number_and_pulls_nowhere(backend):
     x, labels = torch.randn(1, 3, 5), torch.tensor([[0, 1, 2, 1, 0]])
     x[0, 1, 3] = -math.inf
     results = []

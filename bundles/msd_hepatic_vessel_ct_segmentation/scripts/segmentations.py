@@ -14,7 +14,8 @@ import numpy as np
 from monai.transforms import Transform
 
 from .errors import UserError
-from .runs import make_folder
+from .images import ImageError
+from .runs import check_path, make_folder
 
 POSTFIX = "_seg"
 MOST_OFF_MM = 1e-2  # what resampling there and back leaves of the place
@@ -30,6 +31,7 @@ class SaveSegmentationd(Transform):
         output_dir: folder to write to.
 
     Raises:
+        ImageError: if the segmentation does not lie on its image.
         UserError: if the file cannot be written.
     """
 
@@ -43,7 +45,7 @@ class SaveSegmentationd(Transform):
         shape = image.shape if len(image.shape) < 4 or image.shape[3] == 1 else image.shape[:3]
         off = np.abs(np.asarray(pred.affine) - np.asarray(data["image"].meta["original_affine"])).max()
         if tuple(pred.shape[1:]) != image.shape[:3] or off > MOST_OFF_MM:
-            raise RuntimeError(f"postprocessing: the segmentation of {source} does not lie on its image")
+            raise ImageError("has a segmentation that does not lie on it; postprocessing must bring it back")
         header = image.header.copy()
         header.extensions.clear()  # they tell of the image's voxels
         voxels = np.asarray(pred[0].cpu()).reshape(shape)
@@ -69,6 +71,7 @@ def check_output(output_dir: str) -> None:
     Raises:
         UserError: if it cannot.
     """
+    check_path("output_dir", output_dir)
     make_folder(os.path.expanduser(output_dir))
 
 

@@ -20,10 +20,16 @@ def check_weights(ckpt_path: str, network: nn.Module) -> None:
         network: what the weights are for.
 
     Raises:
-        UserError: with the first parameter that differs, or is NaN or infinite.
+        UserError: with the first entry that is no tensor, or the first parameter that differs, or is NaN or infinite.
     """
     weights = _read(ckpt_path)
     own = network.state_dict()
+    for name, value in weights.items():
+        if not torch.is_tensor(value):
+            raise UserError(
+                f"ckpt_path: {ckpt_path} must hold weights alone; its entry {name} is of type {type(value).__name__}. "
+                "Save the state_dict alone, or as the entry 'model' beside others."
+            )
     for name in [*own, *weights]:
         there, here = (_shape(state.get(name)) for state in (weights, own))
         if there != here:

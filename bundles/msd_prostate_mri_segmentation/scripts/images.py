@@ -21,7 +21,7 @@ from nibabel.imageglobals import logger
 from tqdm import tqdm
 
 from .errors import UserError
-from .runs import flag
+from .runs import check_path, flag
 
 ENDINGS = (".nii", ".nii.gz")
 LARGEST_RATIO = 1032  # deflate cannot compress better
@@ -45,6 +45,7 @@ class ImageLoader:
     def __init__(self, dataset: Dataset, channels: int) -> None:
         self.dataset, self.channels = dataset, channels
         self.others: dict[str, str] = {}  # file to why it is not segmented
+        self.current = ""  # the file whose batch was given last
 
     def __iter__(self) -> Iterator[Any]:
         files = [case["image"] for case in self.dataset.data]
@@ -58,7 +59,17 @@ class ImageLoader:
             except Exception as error:
                 self.others[file] = _reason(error)
                 continue
+            self.current = file
             yield list_data_collate([prepared])
+
+    def pass_over(self, reason: str) -> None:
+        """Count the image whose batch was given last among those that are not segmented."""
+        self.others[self.current] = reason
+
+    def say_others(self) -> None:
+        """Name the images that are not segmented with their reasons, each on a line of stderr."""
+        for file, reason in self.others.items():
+            print(f"not segmented: {file} {reason}.", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Name the images that were not segmented; several with their reasons, each on a line of stderr.
@@ -68,8 +79,7 @@ class ImageLoader:
         """
         number = f"dataset_dir: {len(self.others)} of {len(self.dataset)} images were not segmented"
         if len(self.others) > 1:
-            for file, reason in self.others.items():
-                print(f"not segmented: {file} {reason}.", file=sys.stderr, flush=True)
+            self.say_others()
             raise UserError(f"{number}, for the reasons above: {', '.join(self.others)}")
         for file, reason in self.others.items():
             raise UserError(f"{number}: {file} {reason}.")
@@ -114,8 +124,9 @@ def check_images(dataset_dir: str, data: list[Any]) -> None:
     """Check that there is something to segment.
 
     Raises:
-        UserError: if there is not.
+        UserError: if there is not, or the path cannot be one.
     """
+    check_path("dataset_dir", dataset_dir)
     if not data:
         raise UserError(
             f"dataset_dir: there are no images (*.nii, *.nii.gz) in {dataset_dir}. Give --dataset_dir, the folder that "

@@ -130,6 +130,7 @@ def say_weights(ckpt_path: str, save: bool = True) -> None:
     Raises:
         UserError: if they are not there.
     """
+    check_path("ckpt_path", ckpt_path)
     if not os.path.isfile(ckpt_path):
         raise UserError(f"ckpt_path: there are no trained weights at {ckpt_path}. Train first, or give --ckpt_path.")
     if save:
