@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "Print the folder of the overlays, then a line per overlay: its name in that folder, and what it does."
     overlays = commands.add_parser("overlays", help="say where the overlays are, and what each does", description=text)
     overlays.set_defaults(command=_overlays, extra="")
+    text = "Send MLflow what a training or an evaluation that is over could not tell it, and how the run ended."
+    send = commands.add_parser("send_metrics", help="send MLflow what waits in a run's folder", description=text)
+    send.add_argument("folder", metavar="RUN_FOLDER", help="the run's folder, output/NAME")
+    send.add_argument("--tracking_uri", metavar="URI", help="store to send it to (default: that of the run)")
+    send.set_defaults(command=_send_metrics, extra="bundles", needs="send_metrics")
     commands.add_parser("benchmark", help="measure losses; takes the options of python -m monai_losses_ext.benchmark")
     return parser
 
@@ -161,6 +166,14 @@ def _overlays(_: argparse.Namespace) -> int:
     print(shipped.shipped_folder("configs"))
     for name, note in notes.items():
         print(f"{name:{max(map(len, notes))}}  {note}")
+    return 0
+
+
+def _send_metrics(arguments: argparse.Namespace) -> int:
+    from monai_losses_ext.handlers.mlflow_send import send_metrics
+
+    sent = send_metrics(arguments.folder, arguments.tracking_uri)
+    print(f"sent {sent} entries to MLflow" if sent else f"nothing waits for MLflow in {arguments.folder}")
     return 0
 
 

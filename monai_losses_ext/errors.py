@@ -39,6 +39,8 @@ def describe(value: Any) -> str:
         return f"a whole number of {value.bit_length()} bits"
     try:
         text = " ".join(repr(value).split())
+    except ValueError:  # a whole number of too many digits to print
+        text = f"a {type(value).__name__} of huge numbers"
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -84,11 +84,15 @@ class SignedDistanceMapd(MapTransform):
         """Return the case with the maps of its labels, ``[C, *S]``, with the labels' affine."""
         case = dict(data)
         for key, name in self.key_iterator(case, self.names):
-            label = torch.as_tensor(case[key]) if isinstance(case[key], np.ndarray) else case[key]
+            label = torch.as_tensor(np.ascontiguousarray(case[key])) if isinstance(case[key], np.ndarray) else case[key]
             if not isinstance(label, Tensor):
                 rule = "must be a tensor or an array (LoadImaged makes one of a path)"
                 raise errors.fail(f"SignedDistanceMapd: {key!r}", rule, label)
-            spacing = self.spacing if self.spacing is not None else voxel_size(label, label.ndim - 1)
+            spacing = (
+                self.spacing
+                if self.spacing is not None
+                else voxel_size(label.affine if isinstance(label, MetaTensor) else None, label.ndim - 1)
+            )
             if spacing is None:
                 warnings.warn(
                     f"SignedDistanceMapd: {key!r} has no affine, so its voxels count as 1 mm. Give spacing to say how "

@@ -43,7 +43,7 @@ def voxel_size(volume: Any, num_axes: int) -> list[float] | list[list[float]] | 
 def _is_affine(values: Tensor) -> bool:
     if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
         return False
-    last = torch.zeros(values.shape[-1])
+    last = torch.zeros(values.shape[-1], device="cpu")
     last[-1] = 1
     row = values[..., -1, :].to("cpu", torch.float32)
     return bool((row == last).all()) or bool((~row.isfinite()).any())

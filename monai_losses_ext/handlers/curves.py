@@ -53,7 +53,7 @@ class CurvePicture:
         save: whether to write; False on every rank but the first.
 
     Example:
-        ``{"_target_": "monai_losses_ext.handlers.CurvePicture", "path": "$@output_dir + '/curves.png'",
+        ``{"_target_": "monai_losses_ext.handlers.CurvePicture", "path": "$@run_dir + '/curves.png'",
         "validator": "@validate#evaluator"}``
     """
 

@@ -93,7 +93,8 @@ class StopOnDivergence:
                 logging.getLogger(__name__).warning(f"rank {torch.distributed.get_rank()}: {line}")
             return
         raise UserError(
-            f"training: {line}. What was saved before is whole. Give a smaller --optimizer#lr, or look at those cases."
+            f"training: {line}. What was saved before is whole. Train anew with a smaller --optimizer#lr, or look at "
+            "those cases."
         )
 
     def _step(self, engine: Engine) -> _Step:

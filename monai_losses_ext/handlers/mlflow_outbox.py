@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import defaultdict, deque
@@ -16,9 +15,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from monai_losses_ext.errors import UserError
-from monai_losses_ext.handlers.mlflow_store import briefly, make_store, shown, sqlite_file, why_away
+from monai_losses_ext.handlers.mlflow_backlog import Backlog, Entry
+from monai_losses_ext.handlers.mlflow_store import briefly, make_store, shown, sqlite_file, sqlite_uri, why_away
 
-Entry = dict[str, Any]  # one of {"metrics", "step", "time"}, {"params"}, {"tags"}, {"artifact"}, {"status"}
 BATCH = 1000  # metrics that MLflow takes at once
 PAUSE = 30.0  # seconds between two attempts to reach a store that is away
 
@@ -29,6 +28,8 @@ class Outbox:
     The training never fails, and hardly waits, because of the store: a request ends after 10 s, and after a failed one
     the next follows 30 s later at the earliest, or ten times as long as it took. What could not be told waits in
     ``file`` and in the memory. Nothing is told twice: before it repeats itself, the outbox asks what the run has.
+
+    A file that MLflow does not take, while it takes the rest, is ``parked``: nothing waits for it.
 
     Args:
         uri: of the store, as MLflow takes it.
@@ -49,11 +50,12 @@ class Outbox:
         artifact_location: str | None = None,
     ) -> None:
         self.uri, self.experiment, self.run_name = uri, experiment, run_name
-        self.file, self.required, self.artifact_location = file, required, artifact_location
+        self.backlog, self.required, self.artifact_location = Backlog(file), required, artifact_location
         self.client: Any = None
         self.run: Run | None = None
         self.new_run = False
         self.waiting: deque[Entry] = deque()
+        self.parked: list[Entry] = []
         self._steps: defaultdict[str, set[int]] = defaultdict(set)  # what the run has already
         self._asked: set[str] = set()  # metrics whose steps are known
         self._is_away = False
@@ -67,10 +69,9 @@ class Outbox:
             UserError: where the store is required and cannot be reached.
         """
         self.new_run = new_run
-        if not new_run and self.file is not None and self.file.is_file():
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+        if not new_run:
             # That training's end is not this one's.
-            self.waiting.extend(entry for entry in map(_parsed, lines) if entry and "status" not in entry)
+            self.waiting.extend(entry for entry in self.backlog.read() if not entry.keys() & {"status", "run"})
         self.flush()
 
     def add(self, entry: Entry) -> None:
@@ -79,7 +80,7 @@ class Outbox:
         if time.monotonic() >= self._next_try:
             self.flush()
         else:
-            self._keep(entry)
+            self.backlog.append(entry)
 
     def flush(self) -> bool:
         """Try to tell all that waits; return whether that went well.
@@ -89,26 +90,33 @@ class Outbox:
         """
         begin = time.monotonic()
         try:
-            with briefly():
-                self._open()
-                while self.waiting:
-                    self._tell()
+            self.send()
         except Exception as error:  # clients of servers and databases raise whatever they like
             self._away(error, time.monotonic() - begin)
             return False
         if self._is_away:
             logging.getLogger(__name__).info(f"tracking: MLflow at {shown(self.uri)} can be reached again; all is sent")
         self._is_away, self._next_try = False, 0.0
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
         return True
+
+    def send(self) -> None:
+        """Tell all that waits; raise what MLflow's client raises."""
+        with briefly():
+            self._open()
+            while self.waiting:
+                self._tell()
+        if self.parked:
+            self.backlog.write(self._whose(), self.parked)
+        else:
+            self.backlog.remove()
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         self.waiting.append({"status": status})
-        if not self.flush() and self.file is not None:
+        if not self.flush() and self.backlog.is_whole:
+            n, command = len(self.waiting) + len(self.parked), self.backlog.how_to_send()
             logging.getLogger(__name__).info(
-                f"tracking: {len(self.waiting)} entries for MLflow wait in {self.file}; --resume true sends them"
+                f"tracking: {n} entries for MLflow wait in {self.backlog.file}; to send them: {command}"
             )
 
     def _open(self) -> None:
@@ -156,10 +164,22 @@ class Outbox:
         elif "tags" in entry:
             self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
         elif "artifact" in entry and Path(entry["artifact"]).is_file():
-            self.client.log_artifact(run_id, entry["artifact"])
+            self._tell_file(run_id, entry)
         elif "status" in entry:
             self.client.set_terminated(run_id, entry["status"])
         self.waiting.popleft()
+
+    def _tell_file(self, run_id: str, entry: Entry) -> None:
+        try:
+            self.client.log_artifact(run_id, entry["artifact"])
+        except Exception as error:
+            self.client.get_run(run_id)  # raises where it is the store that is away, not the place of its files
+            if entry not in self.parked:
+                self.parked.append(entry)
+                later = f" To send it later: {self.backlog.how_to_send()}" if self.backlog.file else ""
+                logging.getLogger(__name__).warning(
+                    f"tracking: MLflow does not take {entry['artifact']} ({why_away(error)}); the rest is sent.{later}"
+                )
 
     def _tell_metrics(self, run_id: str) -> None:
         """Tell the metrics of as many entries as MLflow takes at once."""
@@ -189,26 +209,34 @@ class Outbox:
     def _away(self, error: Exception, seconds: float) -> None:
         if isinstance(error, UserError):
             raise error
-        file = sqlite_file(self.uri)
-        where = f"MLflow's store {file}" if file else f"MLflow at {shown(self.uri)}"
-        what = f"tracking: {where} cannot be used ({why_away(error)})."
+        what = self.what(error)
         if self.required:
             raise UserError(f"{what} Without --tracking_required the training would go on.") from error
         self._next_try = time.monotonic() + max(PAUSE, 10 * seconds)
         self._asked = set()  # the answer to the last request may be lost, not the request
         if not self._is_away:
-            kept = f"kept in {self.file}, and sent when it is back or with --resume true" if self.file else "kept"
-            hint = " If its creation was interrupted, move that file away." if file else ""
+            kept = f"kept in {self.backlog.file}, and sent when it is back" if self.backlog.file else "kept"
+            hint = " If its creation was interrupted, move that file away." if sqlite_file(self.uri) else ""
             logging.getLogger(__name__).warning(f"{what} The training goes on; its metrics are {kept}.{hint}")
         self._is_away = True
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text("".join(f"{json.dumps(entry)}\n" for entry in self.waiting), encoding="utf-8")
+        self.backlog.write(self._whose(), [*self.parked, *self.waiting])
 
-    def _keep(self, entry: Entry) -> None:
-        if self.file is not None:
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(f"{json.dumps(entry)}\n")
+    def what(self, error: Exception) -> str:
+        """Return in a sentence which store cannot be used, and why."""
+        file = sqlite_file(self.uri)
+        where = f"MLflow's store {file}" if file else f"MLflow at {shown(self.uri)}"
+        return f"tracking: {where} cannot be used ({why_away(error)})."
+
+    def _whose(self) -> dict[str, Any]:
+        """Return what finds the run again, in a process of any folder; without a user's name and password."""
+        file = sqlite_file(self.uri)
+        return {
+            "uri": sqlite_uri(file) if file else shown(self.uri),
+            "experiment": self.experiment,
+            "run_name": self.run_name,
+            "artifact_location": self.artifact_location,
+            "new_run": self.new_run,
+        }
 
 
 def outbox_of(key: tuple[str, str, str], make: Callable[[], Outbox]) -> tuple[Outbox, bool]:
@@ -228,12 +256,3 @@ def close_outbox(key: tuple[str, str, str]) -> None:
 
 
 _open: dict[tuple[str, str, str], Outbox] = {}
-
-
-def _parsed(line: str) -> Entry | None:
-    """Return an entry; None for a line that was cut off when its training was killed."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None

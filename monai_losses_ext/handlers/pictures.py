@@ -75,7 +75,7 @@ class PredictionPicture:
         ignore_label: label value, or a list of them, of voxels whose class is not known; nothing is drawn there.
 
     Example:
-        ``{"_target_": "monai_losses_ext.handlers.PredictionPicture", "path": "$@output_dir + '/predictions.png'",
+        ``{"_target_": "monai_losses_ext.handlers.PredictionPicture", "path": "$@run_dir + '/predictions.png'",
         "labels": "@labels", "validator": "@validate#evaluator"}``
     """
 

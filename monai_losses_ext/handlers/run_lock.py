@@ -14,11 +14,11 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from monai_losses_ext.errors import UserError
+from monai_losses_ext.errors import UserError, describe
 
 try:
     import fcntl
@@ -42,8 +42,17 @@ def lock_run(folder: str | os.PathLike[str], make: bool = True) -> None:
         make: make the folder where it is not there; if False, nothing happens then.
 
     Raises:
-        UserError: one line with the process id and the host of the training that writes there.
+        UserError: one line with the process id and the host of the training that writes there; where the disk is full,
+            or the file cannot be written for another reason.
     """
+    try:
+        _claim(folder, make)
+    except OSError as error:
+        why = describe(error.strerror or type(error).__name__)
+        raise UserError(f"output: {Path(folder) / LOCK_NAME} cannot be written ({why}).") from None
+
+
+def _claim(folder: str | os.PathLike[str], make: bool) -> None:
     path = Path(folder).resolve() / LOCK_NAME
     if path in _held:
         return
@@ -60,7 +69,13 @@ def lock_run(folder: str | os.PathLike[str], make: bool = True) -> None:
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()
-    _write(file)
+    try:
+        _write(file)
+    except OSError:
+        with suppress(OSError):  # closing it tries to write once more
+            file.close()
+        path.unlink(missing_ok=True)
+        raise
     if not _held:
         atexit.register(_unlock_all)
     _held[path] = file

@@ -39,7 +39,7 @@ def check_readable(state: Mapping[str, Any]) -> None:
 
 def check_weights_of_training(state: Mapping[str, Any], name: str) -> None:
     """Check that the weights of what is trained can be saved: see :func:`monai_losses_ext.weights.check_finite`."""
-    hint = " The training has diverged; what was saved before is whole. Give a smaller --optimizer#lr."
+    hint = " The training has diverged; what was saved before is whole. Train anew with a smaller --optimizer#lr."
     check_finite(state, f"training: the weights of the {name}", hint)
 
 

@@ -171,7 +171,7 @@ class BoundaryLoss(VoxelLoss):
         if self.class_weight is not None:
             values = values * self.per_counted_class("weight", self.class_weight, values, sums.num_channels)
         if self.batch:
-            values = values.mean(0)
+            values = values.sum(0) / max(1, len(values))
         if self.reduction == "none":
             return values
         return mean(values) if self.reduction == "mean" else values.sum()

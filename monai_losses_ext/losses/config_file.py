@@ -67,6 +67,8 @@ def _size(value: Any, limit: int, known: dict[int, int]) -> int:
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     try:
+        if "\0" in str(path):
+            raise errors.fail("loss", "a path must not hold a null character", str(path))
         if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would never end
             raise errors.fail("loss", "the config must be a regular file", str(path))
         with path.open("rb") as file:
@@ -121,6 +123,10 @@ def _parse_yaml(path: Path, text: str) -> Any:
 
 
 def _check_once(path: Path, keys: list[Any]) -> None:
-    for i, key in enumerate(keys):
-        if key in keys[:i]:
+    seen = set()
+    for key in keys:
+        if key in seen:
             raise errors.fail("loss", f"{path} must say each key of a dictionary once", f"{key!r} twice")
+        if key == "<<":  # in YAML: merges of merges can say an entry a billion times
+            raise errors.fail("loss", f"{path} must not merge dictionaries; write their entries out", key)
+        seen.add(key)

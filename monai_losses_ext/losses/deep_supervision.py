@@ -67,6 +67,16 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         given = None if weights is None else as_list("weights", "must be a list of numbers", weights)
         super().__init__(loss, weight_mode, given)
 
+    @property
+    def backend(self) -> str:
+        """How the sums of the loss are computed; to set it sets the loss's."""
+        return str(getattr(self.loss, "backend", "auto"))
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        if isinstance(self.loss, (VoxelLoss, CompoundLoss)):
+            self.loss.backend = backend
+
     def get_loss(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of one head, with the target at its resolution."""
         target = resampled(_parsed(target, input), input.shape[2:])
@@ -119,6 +129,8 @@ def _holds_heads(input: Tensor, target: TargetLike) -> bool:  # noqa: A002
         return input.shape[3:] == label.shape[1:]
     if input.ndim != label.ndim + 1 or input.ndim < 4:
         return False
+    if input.shape[2] == 1 and label.shape[1] == 1:  # a head of one channel; volumes of one slice are rare
+        return input.shape[3:] == label.shape[2:]
     is_plain = input.shape[2:] == label.shape[1:] and not (label.is_floating_point() or label.dtype == torch.bool)
     return not is_plain and input.shape[3:] == label.shape[2:] and label.shape[1] in (1, input.shape[2])
 

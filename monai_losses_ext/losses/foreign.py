@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import monai.losses
 from torch import nn
 
@@ -54,17 +56,22 @@ def activation(loss: nn.Module) -> str | None:
     Losses of this package know it, MONAI's have flags for it, torch's have it fixed.
     """
     if isinstance(loss, VoxelLoss):
-        return "other_act" if loss.other_act is not None else loss.activation
+        return loss.activation if loss.other_act is None else _name(loss.other_act)
     if isinstance(loss, SOFTMAX):
         return "softmax"
     if isinstance(loss, SIGMOID):
         return "sigmoid"
-    if not type(loss).__module__.startswith("monai") and not isinstance(loss, HausdorffDTLoss):
+    if not any(kind.__module__.startswith("monai.losses") for kind in type(loss).__mro__):
         return None
-    if getattr(loss, "other_act", None) is not None:
-        return "other_act"
+    other_act = getattr(loss, "other_act", None)
+    if other_act is not None:
+        return _name(other_act)
     if hasattr(loss, "use_softmax"):  # MONAI's focal loss: one of the two, always
         return "softmax" if loss.use_softmax else "sigmoid"
     if not hasattr(loss, "softmax") or not hasattr(loss, "sigmoid"):
         return None
     return "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
+
+
+def _name(other_act: Callable[..., object]) -> str:
+    return f"other_act {getattr(other_act, '__name__', repr(other_act))}"

@@ -63,7 +63,12 @@ class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
 
     def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002 - MONAI's name
         """Return the loss of a batch; see the class."""
-        logits, dense, _ = voxel_inputs(plain(input), Target.parse(target, input), "none")
+        parsed = Target.parse(target, input)
+        if parsed.weight is not None:
+            raise errors.fail("weight", "of voxels is not known to MONAI's Hausdorff losses; leave it out", "a weight")
+        logits, dense, _ = voxel_inputs(plain(input), parsed, "none")
+        if logits.numel() == 0:
+            return logits.sum()
         if self.softmax and logits.shape[1] == 1:  # MONAI warns, and takes the logits for probabilities
             raise errors.fail("softmax", "is constant over one channel; use sigmoid, or two channels", "1 channel")
         with torch.autocast(logits.device.type, enabled=False):

@@ -27,8 +27,7 @@ ALIASES = {
     "gwdl": "GeneralizedWassersteinDiceLoss",
     "unifiedfocal": "AsymmetricUnifiedFocalLoss",
 }
-# Of the flags of a loss: it acts on logits and takes index labels, as the losses of this package do.
-LOGITS = {"softmax": True, "use_softmax": True, "to_onehot_y": True}
+ACTIVATIONS = frozenset({"softmax", "use_softmax", "sigmoid", "other_act"})
 
 
 def build(kind: str, where: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> nn.Module:
@@ -52,16 +51,25 @@ def build(kind: str, where: str, config: Mapping[str, Any], defaults: Mapping[st
     arguments = {key: value for key, value in config.items() if key != "type"}
     for key in arguments:
         errors.one_of(f"{where}: {kind}: key", key, allowed)
-    flags = {} if {"softmax", "use_softmax", "sigmoid", "other_act"} & {*arguments, *defaults} else LOGITS
-    flags = {**flags, "to_onehot_y": True, **defaults}
-    if arguments.get("sigmoid") or flags.get("sigmoid"):
-        flags["to_onehot_y"] = defaults.get("to_onehot_y", False)  # regions are labels of their own
-        flags.setdefault("include_background", True)  # and channel 0 is one of them, whatever the class's default
-    arguments = {key: value for key, value in flags.items() if key in allowed} | arguments
+    arguments = _flags(arguments, defaults, allowed) | arguments
     try:
         return loss_class(**arguments)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise errors.UserError(f"{where}: {kind}: {' '.join(str(error).split())}") from None
+
+
+def _flags(arguments: Mapping[str, Any], defaults: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
+    """Return what the config leaves open: a bundle's flags, and a softmax where nobody chose an activation."""
+    sigmoid, other_act, chosen = arguments.get("sigmoid", False), None, {}
+    if not ACTIVATIONS & set(arguments):
+        sigmoid, other_act = bool(defaults.get("sigmoid")), defaults.get("other_act")
+        chosen = {"sigmoid": True} if sigmoid else {"softmax": True, "use_softmax": True}
+        chosen = chosen if other_act is None else {"other_act": other_act}
+    flags: dict[str, Any] = {"to_onehot_y": not sigmoid}  # regions are labels of their own, classes are indices
+    if sigmoid:
+        flags["include_background"] = True  # channel 0 is a region, whatever the class's default
+    flags |= {key: value for key, value in defaults.items() if key not in ACTIVATIONS} | chosen
+    return {key: value for key, value in flags.items() if key in allowed}
 
 
 def hint(word: Any, ours: Collection[str]) -> str:

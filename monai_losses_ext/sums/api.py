@@ -45,8 +45,8 @@ def voxel_sums(
         terms_: names from :mod:`monai_losses_ext.sums.terms`; the exponent of focal terms follows a colon.
         activation: ``softmax`` over the classes, ``sigmoid`` per class, or ``none``.
         ignore_index: one label or several whose voxels do not count; see :meth:`Target.ignoring`.
-        backend: one of :data:`BACKENDS`. ``auto`` is ``triton`` on CUDA where it is installed and works, for up to 256
-            classes and input other than float64; ``chunked`` otherwise.
+        backend: one of :data:`BACKENDS`. ``auto`` is ``triton`` on CUDA, for up to 256 classes, and ``numba`` on a CPU,
+            where they are installed and give the right numbers and the input is not float64; ``chunked`` otherwise.
 
     Returns:
         One ``[B, C]`` tensor per term, differentiable once with respect to ``input`` where it depends on it: float64
@@ -118,9 +118,9 @@ def _module(backend: str, logits: Tensor, target: Target, terms_: list[str], act
     name = ("numba" if logits.device.type == "cpu" else "triton") if backend == "auto" else backend
     if name == "chunked":
         return chunked
-    module = importlib.import_module(f"monai_losses_ext.sums.{name}")  # only where it is installed
-    if backend == "auto" and not proof.proven(module, logits.device.type):
+    if backend == "auto" and not proof.proven(name, logits.device.type):
         return chunked
+    module = importlib.import_module(f"monai_losses_ext.sums.{name}")  # only where it is installed
     supports = getattr(module, "supports", None)
     if supports is None or supports(logits, target, terms_, activation):
         return module

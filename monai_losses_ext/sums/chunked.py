@@ -26,7 +26,8 @@ Part = tuple[tuple[slice, ...], Tensor, Target]
 def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
     """Compute the sums; arguments and result as in :func:`terms.reference_sums`."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    total = torch.zeros(len(terms), *logits.shape[:2], dtype=torch.float64)  # on the CPU: not every device has float64
+    home = "cpu" if logits.device.type == "mps" else logits.device  # which has no float64
+    total = torch.zeros(len(terms), *logits.shape[:2], dtype=torch.float64, device=home)
     parts = list(_parts(logits, target))
     sums = logits.new_zeros(len(parts), len(terms), logits.shape[1], dtype=dtype)
 
@@ -36,7 +37,7 @@ def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: st
         sums[i] = _sums(x, part, terms, activation)[:, 0]
 
     _share(work, len(parts), logits)
-    for (place, *_), value in zip(parts, sums.cpu(), strict=True):  # in this order, whoever computed them
+    for (place, *_), value in zip(parts, sums.to(home), strict=True):  # in this order, whoever computed them
         total[:, place[0]] += value.unsqueeze(1)
     return total.to(dtype).to(logits.device)
 
@@ -94,8 +95,10 @@ def _share(work: Callable[[int], None], count: int, logits: Tensor) -> None:
     """Call ``work`` for each number below ``count``: on a CPU by threads, in each of which torch keeps to one."""
     numbers = iter(range(count))  # next() is by one thread at a time
 
+    inference = torch.is_inference_mode_enabled()  # a thread of its own does not know
+
     def take() -> None:
-        with torch.no_grad():
+        with torch.inference_mode(inference), torch.no_grad():
             for i in numbers:
                 work(i)
 

@@ -79,7 +79,7 @@ def apart(work: Callable[[], Result]) -> Result:
     def answer() -> None:
         try:
             answers.append(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
+        except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=answer, name="voxel_sums")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 import warnings
 from types import ModuleType
@@ -20,14 +21,14 @@ TOLERANCE = 1e-4
 _LOCK = threading.RLock()
 
 
-def proven(backend: ModuleType, device: str) -> bool:
+def proven(backend: ModuleType | str, device: str) -> bool:
     """Tell whether a backend computes every kind of term as the definition does; where it does not, warn once.
 
     The first call of a process compiles the kernels or reads them from their cache; threads that come at the same time
     wait for it.
 
     Args:
-        backend: a module with ``forward`` and ``backward``.
+        backend: a module with ``forward`` and ``backward``, or its name in this folder.
         device: type of the device, such as ``cuda``.
     """
     with _LOCK:
@@ -35,10 +36,12 @@ def proven(backend: ModuleType, device: str) -> bool:
 
 
 @functools.cache
-def _proven(backend: ModuleType, device: str) -> bool:
-    name = backend.__name__.rpartition(".")[2]
+def _proven(backend: ModuleType | str, device: str) -> bool:
+    name = backend if isinstance(backend, str) else backend.__name__.rpartition(".")[2]
     try:
-        wrong = pool.apart(lambda: _first_difference(backend, device))
+        # What is installed may be broken, or not fit the other packages.
+        module = importlib.import_module(f"{__package__}.{name}") if isinstance(backend, str) else backend
+        wrong = pool.apart(lambda: _first_difference(module, device))
         reason = f"it gives other numbers than the definition for {wrong}" if wrong else None
     except Exception as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Target:
         """
         check_input(input)
         if isinstance(target, Target):
-            return target
+            return target._fitting(input)
         label = label_of(target)
         parts: Mapping[str, Any] = target if isinstance(target, Mapping) else {}
         for key in parts:
@@ -83,8 +84,19 @@ class Target:
             if distance.shape != input.shape:
                 rule = f"must have the input's shape {list(input.shape)}"
                 raise ShapeError(f"{DISTANCE}: {rule}; got {list(distance.shape)}.")
+            distance = distance if distance.is_floating_point() else distance.float()
         is_index = label.shape[1] < input.shape[1]
         return Target(label, is_index, affine, weight, distance, has_channel_axis=has_channel_axis)
+
+    def _fitting(self, input: Tensor) -> Target:  # noqa: A002
+        """Return this target where it is one of the input, by shape and device; raise where it is not."""
+        label = self.label
+        is_index = label.shape[1] == 1 and input.shape[1] > 1
+        fits = label.shape[0] == input.shape[0] and label.shape[2:] == input.shape[2:] and is_index == self.is_index
+        if not fits or (not is_index and label.shape[1] != input.shape[1]):
+            raise ShapeError(f"target: must fit the input's shape {list(input.shape)}; got {list(label.shape)}.")
+        _volume("target", label, input)
+        return self
 
     def ignoring(self, ignore_index: IgnoreIndex, activation: str) -> Target:
         """Return the same target without the voxels of some labels.
@@ -96,8 +108,7 @@ class Target:
                 voxel without any class.
             activation: ``softmax``, ``sigmoid`` or ``none``.
         """
-        values = tuple(ignore_index) if isinstance(ignore_index, Sequence) else (ignore_index,)
-        values = tuple(value for value in values if value is not None and can_hold(self.label.dtype, value))
+        values = tuple(value for value in labels(ignore_index) or () if can_hold(self.label.dtype, value))
         if not values:
             return self
         if self.is_index:
@@ -189,6 +200,22 @@ def label_of(target: Tensor | Mapping[str, Any] | Target) -> Tensor:
         got = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
         raise fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {', '.join(KEYS[1:])})", got)
     return label
+
+
+def labels(ignore_index: Any) -> tuple[int, ...] | None:
+    """Return one label or several, in a list, an array or a tensor, as a tuple; None where there is none.
+
+    Raises:
+        UserError: for what is no whole number of 64 bits.
+    """
+    if ignore_index is None:
+        return None
+    values = ignore_index.tolist() if hasattr(ignore_index, "tolist") else ignore_index
+    values = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
+            raise fail("ignore_index", "must be a whole number of 64 bits, or a list of them", value)
+    return tuple(int(value) for value in values) or None
 
 
 def check_input(input: Tensor) -> None:  # noqa: A002

@@ -140,6 +140,7 @@ def test_what_cannot_be_resumed_is_one_line(runs: SimpleNamespace, bundle: Path,
             "torch.optim.SGD",
             """["class"] 'AdamW'; this config has 'SGD'""",
         ),
+        ("lr_scheduler#warmup_steps", "3", 'lr_scheduler["warmup_steps"]'),
         ("loss_config#components#1", "{'type': 'focal', 'gamma': 3.0}", '["components"][1]'),
     ):
         assert what in error("killed", "true", *same, f"--{option}", value)

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +18,13 @@ from typing import Any
 import pytest
 import torch
 from bundles.helpers import REPOSITORY, on_path
+from ignite.engine import Engine
+from monai.optimizers import WarmupCosineSchedule
 
+from monai_losses_ext.data.phantoms import make_phantoms
+from monai_losses_ext.data.tasks import get_task
 from monai_losses_ext.errors import ShapeError, UserError
+from monai_losses_ext.handlers import TrainingState
 
 TEMPLATE = REPOSITORY / "monai_losses_ext" / "bundlekit" / "template"
 # An error as MONAI, Ignite and a loader's worker hand it on; then one that is nobody's fault but the program's.
@@ -151,6 +158,31 @@ def test_weights_are_those_of_the_newest_finished_training(scripts: Any, tmp_pat
     assert taken() == "output/new/model.pt"
 
 
+def test_all_processes_take_the_weights_that_the_first_one_finds(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that looks later, when another training has just ended, takes the others' weights all the same."""
+    runs = scripts("runs")
+    touch(tmp_path / "a" / "model.pt", 10)
+    touch(tmp_path / "a" / "finished.json", 10)
+    sent: list[Any] = []
+
+    def broadcast(found: list[Any]) -> None:
+        if runs.dist.get_rank() == 0:
+            sent[:] = found
+        found[:] = sent
+
+    monkeypatch.setattr(runs.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(runs.dist, "broadcast_object_list", broadcast)
+    taken = []
+    for rank in (0, 1):
+        monkeypatch.setattr(runs.dist, "get_rank", lambda rank=rank: rank)
+        taken.append(runs.trained_weights(str(tmp_path), str(tmp_path)))
+        touch(tmp_path / "b" / "model.pt", 20)
+        touch(tmp_path / "b" / "finished.json", 20)
+    assert taken == [str(tmp_path / "a" / "model.pt")] * 2
+
+
 def test_newest_unfinished_training_is_resumed(scripts: Any, tmp_path: Path) -> None:
     runs = scripts("runs")
 
@@ -174,6 +206,19 @@ def test_newest_unfinished_training_is_resumed(scripts: Any, tmp_path: Path) -> 
     assert "holds a training already" in error(lambda: runs.check_run(str(tmp_path), "a"))
     runs.finish_run(str(tmp_path / "a"))
     assert "nothing to do" in error(chosen)
+    touch(tmp_path / "a" / "mlflow_backlog_a.jsonl", 30)
+    for line in (error(chosen), error(lambda: runs.check_run(str(tmp_path), "a", True))):
+        assert line.endswith(f"to send it: python -m monai_losses_ext send_metrics {tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize("trace", ["evaluate_config.json", "evaluation.csv", "mlflow_backlog_a.jsonl", "model.pt"])
+def test_no_run_begins_in_the_folder_of_another(scripts: Any, tmp_path: Path, trace: str) -> None:
+    runs = scripts("runs")
+    touch(tmp_path / "a" / "notes.txt", 10)
+    runs.check_run(str(tmp_path), "a")  # a folder of the user's, without a run in it
+    touch(tmp_path / "a" / trace, 10)
+    with pytest.raises(ValueError, match=rf"^run_name: .* holds a run already \({trace}\)\. Give another[^\n]*$"):
+        runs.check_run(str(tmp_path), "a")
 
 
 def test_names_of_runs(scripts: Any) -> None:
@@ -188,6 +233,28 @@ def test_names_of_runs(scripts: Any) -> None:
     for name in ("", ".", "..", "a/b", "a'b", 'a"b', "a#b", "a::b", "50%", "what?", " a", "a\nb", "@a", "$a"):
         with pytest.raises(ValueError, match="run_name: must be the name of a folder"):
             runs.check_name(name)
+
+
+def test_names_of_runs_have_an_end(scripts: Any, tmp_path: Path) -> None:
+    runs = scripts("runs")
+    runs.check_run(str(tmp_path), "a" * 100)
+    with pytest.raises(ValueError, match=r"^run_name: must have at most 100 letters; got 101: [^\n]*$"):
+        runs.check_run(str(tmp_path), "a" * 101)
+
+
+def test_full_disk_at_the_last_write_is_one_line(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = scripts("runs")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", full)
+        with pytest.raises(ValueError, match=r"^output: .*finished\.json cannot be written \(No space left[^\n]*$"):
+            runs.finish_run(str(tmp_path))
+    assert not (tmp_path / "finished.json").exists()
+    runs.finish_run(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["finished.json"]
 
 
 def test_store_is_where_the_path_says(scripts: Any, tmp_path: Path) -> None:
@@ -217,3 +284,45 @@ def test_options_of_an_optimizer_are_those_that_were_asked_for(scripts: Any) -> 
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
     assert train.optimizer_settings(optimizer) == before
     assert (before["class"], before["lr"], before["weight_decay"]) == ("AdamW", [0.1, 0.5], [0.01, 0.0])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda o: WarmupCosineSchedule(o, warmup_steps=3, t_total=10),
+        lambda o: WarmupCosineSchedule(o, warmup_steps=2, t_total=10, end_lr=1e-3),
+        lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=10),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=10),
+        lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=3),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o, [torch.optim.lr_scheduler.StepLR(o, 2), torch.optim.lr_scheduler.StepLR(o, 3)], milestones=[4]
+        ),
+    ],
+)
+def test_resume_with_another_schedule_is_one_line(scripts: Any, tmp_path: Path, other: Any) -> None:
+    """Each kind of schedule is known again after a few steps, and told from another one."""
+
+    def training(schedule: Any, resume: bool, epochs: int = 2) -> None:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        scheduler = schedule(optimizer)
+        same = {"lr_scheduler": scripts("train").scheduler_settings(scheduler)}
+        metric = [1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []
+        engine = Engine(lambda *_: (optimizer.step(), scheduler.step(*metric)))
+        TrainingState(tmp_path / "state.pt", {"lr_scheduler": scheduler}, same=same, resume=resume).attach(engine)
+        engine.run([0], max_epochs=epochs)
+
+    training(other, False)
+    training(other, True, 3)
+    with pytest.raises(UserError, match=r"^resume: [^\n]* with lr_scheduler[^\n]*; this config has [^\n]*$"):
+        training(lambda o: WarmupCosineSchedule(o, warmup_steps=2, t_total=10), True)
+
+
+def test_fingerprint_tells_data_sets_apart(scripts: Any, tmp_path: Path) -> None:
+    task = get_task("Task04_Hippocampus")
+    first = make_phantoms(task, tmp_path / "a", 2, 0, 0.5)
+    fingerprint = scripts("train").data_fingerprint
+    shutil.copytree(first, tmp_path / "moved")
+    assert fingerprint(str(first)) == fingerprint(str(tmp_path / "moved")) != ""
+    image = next((tmp_path / "moved" / "imagesTr").iterdir())
+    image.write_bytes(image.read_bytes() + b"x")
+    assert fingerprint(str(first)) != fingerprint(str(tmp_path / "moved"))

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +21,12 @@ import pytest
 from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 
+from monai_losses_ext.cli import main
 from monai_losses_ext.errors import UserError
 from monai_losses_ext.handlers import ResumableMLFlowHandler
+from monai_losses_ext.handlers.mlflow_backlog import Backlog
+from monai_losses_ext.handlers.mlflow_outbox import Outbox
+from monai_losses_ext.handlers.mlflow_send import send_metrics
 from monai_losses_ext.handlers.mlflow_store import make_store, sqlite_file, sqlite_uri
 
 NAMES = {"experiment_name": "test", "run_name": "test"}
@@ -167,3 +173,84 @@ def test_store_is_whole_after_an_interruption_and_with_two_at_once(tmp_path: Pat
 def test_what_is_no_store(uri: str) -> None:
     with pytest.raises(UserError, match=r"^tracking_uri: must name a server or a database"):
         train(uri, 1, {})
+
+
+def test_finished_run_is_sent_by_a_command(
+    tmp_path: Path, empty_store: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training that ended while its store was broken; the command that it names sends all, and the status."""
+    caplog.set_level("INFO")
+    file, folder, picture = tmp_path / "runs.db", tmp_path / "a run", tmp_path / "curves.png"
+    file.write_text("no database" * 100)
+    picture.write_bytes(b"x")
+    train(sqlite_uri(file), 3, {}, backlog_dir=folder, new_run=True, artifacts=[str(picture)])
+    (backlog,) = folder.glob("mlflow_backlog_*.jsonl")
+    command = f"python -m monai_losses_ext send_metrics '{folder}'"
+    assert command in caplog.text
+    assert main(["send_metrics", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: tracking: MLflow's store {file} cannot be used (") and error.count("\n") == 1
+    shutil.copy(empty_store, file)
+    assert main(["send_metrics", str(folder)]) == 0
+    assert re.fullmatch(r"sent \d+ entries to MLflow\n", capsys.readouterr().out)
+    run, losses = histories(sqlite_uri(file))
+    assert losses == {epoch: 1 / epoch for epoch in range(1, 4)}
+    assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "3")
+    assert not list(folder.iterdir())
+    assert main(["send_metrics", str(folder)]) == 0
+    assert capsys.readouterr().out == f"nothing waits for MLflow in {folder}\n"
+    assert not backlog.exists()
+
+
+def test_file_that_mlflow_does_not_take_blocks_nothing(
+    tmp_path: Path, store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mlruns").write_text("a file where the folder of artifacts should be")
+    pictures = [tmp_path / "curves.png", tmp_path / "cases.png"]
+    for picture in pictures:
+        picture.write_bytes(b"x")
+    train(store.uri, 3, {}, backlog_dir=tmp_path / "run", artifacts=[str(path) for path in pictures])
+    run, losses = histories(store.uri)
+    assert (set(losses), run.info.status) == ({1, 2, 3}, "FINISHED")
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("monai_losses_ext")]
+    assert [line.split(" (")[0] for line in told] == [f"tracking: MLflow does not take {path}" for path in pictures]
+    with pytest.raises(UserError, match=rf"^tracking: MLflow does not take {pictures[0]}, {pictures[1]}; every"):
+        send_metrics(tmp_path / "run")
+    (tmp_path / "mlruns").unlink()
+    assert send_metrics(tmp_path / "run") == 2
+    assert store.artifacts() == ["cases.png", "curves.png"]
+
+
+def test_backlog_that_cannot_be_written_stops_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    """What waits stays in the memory, is said once, and is sent when the store is back."""
+    monkeypatch.setattr("monai_losses_ext.handlers.mlflow_outbox.PAUSE", 0.0)
+    file = tmp_path / "runs.db"
+    file.write_text("no database" * 100)
+    (tmp_path / "run").write_text("a file where the run's folder should be")
+    outbox = Outbox(sqlite_uri(file), "test", "test", tmp_path / "run" / "mlflow_backlog_test.jsonl")
+    outbox.start(new_run=True)
+    for step in (1, 2, 3):
+        outbox.add({"metrics": {"loss": 1.0}, "step": step, "time": step})
+        outbox._next_try = 0.0
+    told = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
+    assert len(told) == 1 and str(tmp_path / "run") in told[0] and "\n" not in told[0]
+    shutil.copy(empty_store, file)
+    outbox.finish("FINISHED")
+    assert set(histories(sqlite_uri(file))[1]) == {1, 2, 3}
+
+
+def test_backlog_is_whole_when_its_writing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backlog = Backlog(tmp_path / "mlflow_backlog_a.jsonl")
+    backlog.write({"uri": "a"}, [{"tags": {"a": "1"}}])
+    before = backlog.read()
+
+    def cut_off(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text[:9].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", cut_off)
+    backlog.write({"uri": "a"}, [{"tags": {"a": "2"}}])
+    assert backlog.read() == before == [{"run": {"uri": "a"}}, {"tags": {"a": "1"}}]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow_backlog_a.jsonl"]

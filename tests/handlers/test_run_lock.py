@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -78,3 +79,21 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         lock.write_text(words)
         lock_run(tmp_path)
         unlock_run(tmp_path)
+
+
+def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder can be claimed when there is space again."""
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_losses_ext.handlers.run_lock._write", full)
+        with pytest.raises(UserError, match=r"^output: .*training\.lock cannot be written \(.*No space left[^\n]*$"):
+            lock_run(tmp_path)
+    assert not list(tmp_path.iterdir())
+    lock_run(tmp_path)
+    unlock_run(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^output: [^\n]* cannot be written \(.*(Not a directory|File exists)[^\n]*$"):
+        lock_run(tmp_path / "file" / "run")

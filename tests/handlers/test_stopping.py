@@ -117,6 +117,7 @@ def test_first_loss_that_is_nan_ends_the_training_and_spoils_nothing(
         "training: the loss is not finite since epoch 2, iteration 4 (loss nan, dice nan, focal nan; "
         "cases: c.nii.gz, d.nii.gz)."
     )
+    assert "Train anew with a smaller --optimizer#lr" in line  # a resume with another one is refused
     assert training.status() == "FAILED"
     assert load_state(tmp_path / "state.pt")["trainer"] == {"epoch": 1, "iteration": 2}
     check_finite(torch.load(tmp_path / "model.pt", weights_only=True), "model")

@@ -70,6 +70,7 @@ def test_a_wrong_config_is_one_line(config, message):
         ("twice.yaml", "type: dice\ntype: focal\n", "must say each key of a dictionary once"),
         ("deep.json", '{"type": "compound", "components": [{"type": "dice", "a": 1, "a": 2}]}', "each key"),
         ("exponent.yaml", "type: dice\nsmooth_nr: 1e-5\n", r"in YAML with a point \(1.0e-05\)"),
+        ("merges.yaml", "a: &a {x: 1}\nb: &b {<<: [*a, *a]}\ntype: dice\n", "must not merge dictionaries"),
         ("large.json", '{"type": "' + "x" * 2**20 + '"}', "must have at most 1048576 bytes"),
     ],
 )
@@ -100,3 +101,7 @@ def test_losses_of_monai_by_name_take_logits_and_index_labels():
     torch.testing.assert_close(both(x, labels), expected)
     regions = get_loss({"type": "monai.DiceLoss"}, sigmoid=True)
     assert regions.sigmoid and not regions.softmax and not regions.to_onehot_y
+    assert get_loss("monai.FocalLoss", softmax=True).use_softmax
+    assert get_loss("monai.TverskyLoss", use_softmax=True).softmax
+    assert get_loss("monai.DiceLoss", sigmoid=False, other_act=None).softmax
+    assert not get_loss({"type": "monai.DiceLoss", "softmax": False}).softmax

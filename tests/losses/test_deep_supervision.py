@@ -272,3 +272,12 @@ def test_what_does_not_fit_the_labels_axes_is_refused(input_shape, label_shape):
     loss = DeepSupervisionLoss(ours.DiceLoss(softmax=True))
     with pytest.raises(ShapeError, match="^target: must be"):
         loss(torch.zeros(input_shape), torch.zeros(label_shape))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_heads_of_one_channel(spatial_dims, dtype):
+    label = torch.randint(0, 2, (2, 1, *[6] * spatial_dims)).to(dtype)
+    heads = torch.randn(2, 3, 1, *[6] * spatial_dims)
+    loss = DeepSupervisionLoss(ours.DiceLoss(sigmoid=True))
+    assert torch.equal(loss(heads, label), loss(list(heads.unbind(1)), label))

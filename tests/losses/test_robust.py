@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import monai.losses
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from monai_losses_ext import BoundaryLoss, CompoundLoss, CrossEntropyLoss, DiceCELoss, DiceLoss, FocalLoss, get_loss
-from monai_losses_ext.errors import UserError
+from monai_losses_ext.errors import ShapeError, UserError
 from monai_losses_ext.losses import LOSSES
+from monai_losses_ext.sums import Target, voxel_sums
 
 SINGLE = sorted(set(LOSSES) - {"compound"})
 COMPOUND = {"type": "compound", "components": ["dice", "focal", "boundary"], "learnable_weights": True}
@@ -100,3 +104,49 @@ def test_logits_without_an_activation_are_warned_about_once(loss):
     logits = 8 * torch.randn(2, 3, 1, 1).expand(2, 3, 5, 4)
     with pytest.warns(UserWarning, match="should be probabilities between 0 and 1.*set softmax=True or sigmoid=True"):
         pickle.loads(pickle.dumps(loss))(logits, labels)
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_logits_whose_mean_could_be_a_probability_are_warned_about(spread):
+    with pytest.warns(UserWarning, match="should be probabilities"):
+        DiceLoss()(spread * torch.randn(2, 3, 8, 8, 8) + 0.5, torch.zeros(2, 1, 8, 8, 8))
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inference_mode(backend, dtype):
+    x, labels = torch.randn(2, 3, 6, 5, 4, dtype=dtype), LABELS
+    loss = DiceLoss(softmax=True)
+    expected = loss(x, labels)
+    loss.backend = backend
+    with torch.inference_mode():
+        torch.testing.assert_close(loss(x + 0, labels + 0), expected)
+
+
+def test_labels_to_ignore_come_in_any_list():
+    x, labels = torch.randn(2, 3, 6, 5, 4), LABELS.clone()
+    labels[:, :, 0], labels[:, :, 1] = 255, 254
+    expected = DiceLoss(softmax=True, ignore_index=[255, 254])(x, labels)
+    for given in (np.array([255, 254]), torch.tensor([255, 254]), (254, 255)):
+        torch.testing.assert_close(DiceLoss(softmax=True, ignore_index=given)(x, labels), expected)
+    with pytest.raises(UserError, match="^ignore_index: must be a whole number"):
+        voxel_sums(x, labels.float(), ["tp"], ignore_index=10**30)
+
+
+def test_a_parsed_target_of_another_batch_is_refused():
+    target = Target.parse(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ShapeError, match="^target: must fit the input's shape"):
+        DiceLoss(softmax=True)(torch.zeros(1, 2, 16, 16), target)
+
+
+def test_kernels_that_cannot_be_imported_are_replaced():
+    code = (
+        "import sys, warnings, torch, monai_losses_ext as m; sys.modules['numba'] = None\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    print(m.DiceLoss(softmax=True)(torch.zeros(1, 2, 4), torch.zeros(1, 4)).item())\n"
+        "print([str(w.message) for w in seen if 'voxel_sums: numba does not work here' in str(w.message)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "chunked" in done.stdout

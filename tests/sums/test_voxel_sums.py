@@ -105,9 +105,9 @@ def test_focal_gradient_of_confident_voxels(gamma, backend):
     x = torch.randn(1, 2, 5000) * 20 + torch.linspace(-60, 60, 5000)
     labels = x.argmax(1)
     gradients = []
-    for logits, backend in ((x, backend), (x.double(), "reference")):
+    for logits, which in ((x, backend), (x.double(), "reference")):
         logits = logits.clone().requires_grad_()
-        voxel_sums(logits, labels, [focal(gamma)], backend=backend)[focal(gamma)].sum().backward()
+        voxel_sums(logits, labels, [focal(gamma)], backend=which)[focal(gamma)].sum().backward()
         gradients.append(logits.grad.double())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=2e-6)
 
@@ -187,9 +187,9 @@ def test_the_logarithm_of_a_probability_that_float32_can_hardly_hold_or_not(belo
         labels[0, ::5] = ignore_index
     names = ["tp", "ce", "focal:2.0", "focal:0.5"]
     results = []
-    for logits, backend in ((x, backend), (x.double(), "reference")):
+    for logits, which in ((x, backend), (x.double(), "reference")):
         logits = logits.clone().requires_grad_()
-        sums = voxel_sums(logits, labels, names, ignore_index=ignore_index, backend=backend)
+        sums = voxel_sums(logits, labels, names, ignore_index=ignore_index, backend=which)
         sum(sums.values()).sum().backward()
         results.append(({name: value.detach().double() for name, value in sums.items()}, logits.grad.double()))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
@@ -308,7 +308,7 @@ def test_one_broken_logit_reaches_the_sums_that_the_definition_lets_it(backend, 
     for name in (backend, "reference"):
         leaf = x.clone().requires_grad_()
         sums = voxel_sums(
-            leaf, labels, terms_of(activation)[:7] + ["ce", "logp", "focal:2.0"], activation, backend=name
+            leaf, labels, [*terms_of(activation)[:7], "ce", "logp", "focal:2.0"], activation, backend=name
         )
         total = sum(value.sum() for value in sums.values() if value.requires_grad)
         results.append((sums, torch.autograd.grad(total, leaf)[0]))

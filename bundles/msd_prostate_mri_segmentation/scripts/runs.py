@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,9 @@ import torch.distributed as dist
 from .errors import UserError
 
 STATE, BEST, MARK = "training_state.pt", "model.pt", "finished.json"
+BACKLOG = "mlflow_backlog_*.jsonl"
+TRACES = (STATE, BEST, MARK, "*_config.json", "evaluation.csv", BACKLOG)  # of a run, in its folder
+MAX_NAME = 100  # letters: the folder's name and those of files with it in theirs stay below the systems' 255 bytes
 T = TypeVar("T")
 
 
@@ -89,25 +93,35 @@ def begin_run(run_dir: str, resume: Any = False, save: bool = True) -> None:
 
 
 def finish_run(run_dir: str, save: bool = True) -> None:
-    """Mark a training as finished. Last entry of ``run``."""
-    if save:
-        mark = Path(run_dir) / MARK
-        unfinished = mark.with_name(f"{MARK}.unfinished")
+    """Mark a training as finished. Last entry of ``run``.
+
+    Raises:
+        UserError: where the mark cannot be written, for a full disk or another reason.
+    """
+    if not save:
+        return
+    mark = Path(run_dir) / MARK
+    unfinished = mark.with_name(f"{MARK}.unfinished")
+    try:
         with open(unfinished, "w", encoding="utf-8") as file:
             json.dump({"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(mark)
+    except OSError as error:
+        raise UserError(
+            f"output: {mark} cannot be written ({error.strerror}). The training is complete but for this mark; free "
+            "some space, then write it with --resume true."
+        ) from None
 
 
 def trained_weights(bundle_root: str, output_dir: str) -> str:
     """Return the path of the weights to evaluate or to use where the user names none.
 
     They are the best ones of the newest finished training in ``output_dir``, else ``models/model.pt`` of the bundle,
-    whether that is there or not.
+    whether that is there or not. Of several processes the first one looks, so that all take the same.
     """
-    found = [mark.with_name(BEST) for mark in _newest_first(Path(output_dir), MARK) if mark.with_name(BEST).is_file()]
-    return str(found[0] if found else Path(bundle_root) / "models" / BEST)
+    return _of_first_rank(lambda: _newest_weights(Path(bundle_root), Path(output_dir)))
 
 
 def say_weights(ckpt_path: str, save: bool = True) -> None:
@@ -142,6 +156,8 @@ def check_name(name: Any) -> str:
         UserError: if it cannot.
     """
     text = str(name)
+    if len(text) > MAX_NAME:
+        raise UserError(f"run_name: must have at most {MAX_NAME} letters; got {len(text)}: {text[:40]!r}...")
     if not re.fullmatch(r"[^\s./\\'\"#:?%*<>|@$][^/\\'\"#:?%*<>|\n]*", text) or text != text.strip():
         rule = "must be the name of a folder, without any of / \\ ' \" # : ? % * < > |"
         raise UserError(f"run_name: {rule}; got {text!r}.")
@@ -187,13 +203,15 @@ def _check_folder(folder: Path, going_on: bool) -> None:
         if not (folder / STATE).is_file():
             raise UserError(f"resume: there is no training to resume in {folder}. Train without --resume.")
         if (folder / MARK).is_file():
-            raise UserError(f"resume: nothing to do: {folder} is finished. Train without --resume for a new run.")
+            raise _nothing_to_do(folder)
     else:
-        taken = [name for name in (STATE, BEST, MARK) if (folder / name).exists()]
+        taken = [path.name for pattern in TRACES for path in sorted(folder.glob(pattern))]
         if taken:
+            what, else_do = "run", "remove that folder"
+            if STATE in taken:
+                what, else_do = "training", "--resume true with this one to go on with it"
             raise UserError(
-                f"run_name: {folder} holds a training already ({taken[0]}). Give another --run_name, or --resume true "
-                "with this one to go on with it."
+                f"run_name: {folder} holds a {what} already ({taken[0]}). Give another --run_name, or {else_do}."
             )
 
 
@@ -203,9 +221,23 @@ def _newest_unfinished(output: Path) -> str:
     if unfinished:
         return unfinished[0]
     if states:
-        newest = states[0].parent
-        raise UserError(f"resume: nothing to do: {newest} is finished. Train without --resume for a new run.")
+        folders = [state.parent for state in states]
+        raise _nothing_to_do(next((folder for folder in folders if any(folder.glob(BACKLOG))), folders[0]))
     raise UserError(f"resume: there is no training to resume in {output}. Train without --resume.")
+
+
+def _nothing_to_do(folder: Path) -> UserError:
+    """Return the error for a finished training, with the command that sends what MLflow was not told."""
+    hint = "Train without --resume for a new run."
+    if any(folder.glob(BACKLOG)):
+        command = f"python -m monai_losses_ext send_metrics {shlex.quote(str(folder))}"
+        hint = f"What MLflow was not told waits there; to send it: {command}"
+    return UserError(f"resume: nothing to do: {folder} is finished. {hint}")
+
+
+def _newest_weights(bundle_root: Path, output: Path) -> str:
+    found = [mark.with_name(BEST) for mark in _newest_first(output, MARK) if mark.with_name(BEST).is_file()]
+    return str(found[0] if found else bundle_root / "models" / BEST)
 
 
 def _newest_first(output: Path, name: str) -> list[Path]:

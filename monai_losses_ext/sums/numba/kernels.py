@@ -211,7 +211,7 @@ def sigmoid(x, e):
 
 @njit(**EXACT)
 def sigmoid_focal(x, g, lp, gamma):
-    """Return the factor (1 - p_t)^gamma and the cross-entropy of a sigmoid's focal loss, and the sigmoid of x (2g - 1)."""
+    """Return (1 - p_t)^gamma and the cross-entropy of a sigmoid's focal loss, and the sigmoid of x (2g - 1)."""
     y = x * (g + g - ONE)
     e = exp(-abs(y))
     return exp(-gamma * softplus(y, e)), lp + (ONE - g) * x, sigmoid(y, e)

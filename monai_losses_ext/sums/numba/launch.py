@@ -49,7 +49,7 @@ def supports(logits: Tensor, target: Target, terms: Sequence[str], activation: s
         and 3 <= logits.ndim <= 5
         and activation in ACTIVATIONS
         and all(volume is None or volume.dtype in KINDS for volume in volumes)
-        and all(abs(label) <= 2**24 for label in target.ignored)
+        and all(abs(label) < 2**24 for label in target.ignored)
         and _coded(tuple(terms)) is not None
     )
 
@@ -60,7 +60,8 @@ def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: st
     num_samples, num_classes = logits.shape[:2]
     partial = np.zeros((num_samples, int(job[K.NUM_PIECES]), len(gammas), num_classes))
     kernel, flat = compiled.kernel(), partial.reshape(-1, len(gammas), num_classes)
-    pool.spread(lambda: kernel(job, gammas, flat, NO_SLOPES), _threads(logits, job))
+    # The volumes, which the kernel knows by address, live as long as a thread may read them, also after a Ctrl-C.
+    pool.spread(lambda _alive=(logits, target): kernel(job, gammas, flat, NO_SLOPES), _threads(logits, job))  # type: ignore[misc]
     if job[K.WRONG]:
         target.check_values(num_classes)
     return torch.from_numpy(np.ascontiguousarray(partial.sum(1).transpose(1, 0, 2), np.float32))
@@ -73,7 +74,8 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
     job, gammas = _job(logits, target, tuple(terms), activation, gradient)
     slopes = grad_sums.detach().to(torch.float32).contiguous().numpy()
     kernel = compiled.kernel()
-    pool.spread(lambda: kernel(job, gammas, NO_SUMS, slopes), _threads(logits, job))
+    alive = (logits, target, gradient)
+    pool.spread(lambda _alive=alive: kernel(job, gammas, NO_SUMS, slopes), _threads(logits, job))  # type: ignore[misc]
     return gradient
 
 
