@@ -19,12 +19,12 @@ ROOMS = [
     {"cli"},
     {"quickstart"},
     {"bundlekit", "benchmark"},
-    {"distributed"},
     {"handlers", "engine"},
     {"transforms", "data", "metrics", "schedules"},
     {"losses"},
-    {"sums", "distance"},
-    {"arguments", "extras", "shipped"},
+    {"distance"},
+    {"sums"},
+    {"arguments", "extras", "shipped", "distributed", "weights"},
     {"errors", "files", "_fallback"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
@@ -54,6 +54,8 @@ def room_of(name):
     """Return the room that a full name leads to: None outside the package, the public names' for the whole of it."""
     top, *rest = name.split(".")
     if top != PACKAGE.name:
+        return None
+    if rest == ["__version__"]:
         return None
     return PUBLIC.get(rest[0], rest[0]) if rest else "losses"
 
@@ -94,7 +96,7 @@ def test_imports_point_down(path):
         top = name.split(".")[0]
         assert top != "triton" or "triton" in path.with_suffix("").parts
         assert top != "numba" or "numba" in path.with_suffix("").parts
-        assert top != "mlflow", f"{path.name} imports {top}"
+        assert top != "mlflow" or path.name.startswith("mlflow_"), f"{path.name} imports {top}"
 
 
 def test_a_bare_name_means_monais_class_without_a_word():
