@@ -102,7 +102,7 @@ def get_schedule(config: Mapping[str, Any]) -> Schedule:
     try:
         return SCHEDULES[kind](**arguments)
     except ValueError as error:
-        raise ValueError(f"schedule: {kind}: {error}") from None
+        raise errors.UserError(f"schedule: {kind}: {error}") from None
 
 
 def get_schedules(configs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Schedule]:

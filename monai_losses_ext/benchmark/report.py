@@ -12,7 +12,7 @@ from monai_losses_ext.benchmark.losing import losing_list
 from monai_losses_ext.benchmark.losses import losses_table
 from monai_losses_ext.benchmark.picture import save_speed
 from monai_losses_ext.data.tasks import TASKS
-from monai_losses_ext.errors import fail
+from monai_losses_ext.errors import UserError, fail
 
 NOT_MEASURED = {"cpu": "Not measured yet.\n", "cuda": "Not measured: no GPU was at hand.\n"}
 # What only a GPU tells: the suite, and what it measures.
@@ -87,7 +87,7 @@ def _missing(results: Path) -> str:
 def _between_marks(text: str, name: str, table: str) -> str:
     start, end = text.find(f"<!-- {name} -->\n"), text.find(f"<!-- /{name} -->")
     if not 0 <= start < end:
-        raise ValueError(f"docs: must hold the marks <!-- {name} --> and <!-- /{name} -->; got neither or one.")
+        raise UserError(f"docs: must hold the marks <!-- {name} --> and <!-- /{name} -->; got neither or one.")
     return f"{text[:start]}<!-- {name} -->\n{table}{text[end:]}"
 
 

@@ -11,7 +11,7 @@ from monai.apps import DecathlonDataset, download_url, extractall
 
 from monai_losses_ext.data.dataset import DatasetError, read_cases, read_index
 from monai_losses_ext.data.tasks import Task, get_task
-from monai_losses_ext.errors import fail
+from monai_losses_ext.errors import UserError, fail
 
 TIMEOUT_S = 20
 
@@ -41,7 +41,7 @@ def download(task: str | Task, out_dir: str | Path) -> Path:
     if folder.is_dir() and not archive.exists() and _is_complete(folder):
         return folder
     if task.name not in DecathlonDataset.resource:
-        raise ValueError(f"task: {task.name} is not one of those that MONAI knows where to fetch.")
+        raise UserError(f"task: {task.name} is not one of those that MONAI knows where to fetch.")
     address, checksum = DecathlonDataset.resource[task.name], DecathlonDataset.md5[task.name]
     if not archive.exists():
         size = _size(address, task)
@@ -51,7 +51,7 @@ def download(task: str | Task, out_dir: str | Path) -> Path:
         download_url(address, archive, checksum, "md5")
         extractall(archive, out_dir)
     except (RuntimeError, ValueError) as error:  # a checksum that differs
-        raise ValueError(f"download: {archive} is damaged; delete it and try again ({error}).") from error
+        raise UserError(f"download: {archive} is damaged; delete it and try again ({error}).") from error
     read_cases(folder)
     archive.unlink()
     return folder

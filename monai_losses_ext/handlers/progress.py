@@ -86,10 +86,11 @@ class ProgressLog:
 
 
 def shown_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return the metrics of a line; of many only the means and totals."""
+    """Return the metrics of a line; of many only the loss, its terms, the learning rate and the means."""
     values = numeric(metrics)
     if len(values) > MAX_SHOWN:
-        values = {name: value for name, value in values.items() if name in ("loss", "lr") or name.startswith("mean_")}
+        kept = ("loss", "lr", "mean_")
+        values = {name: value for name, value in values.items() if name.startswith(kept)}
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no metrics"
 
 

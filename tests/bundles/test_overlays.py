@@ -228,8 +228,8 @@ def test_loss_is_one_flag_of_the_command_line(bundle: Path, dataset: Path, tmp_p
     places = ["--dataset_dir", str(dataset), "--output_dir", str(tmp_path)]
     text = "{'type': 'compound', 'components': [{'type': 'tversky', 'beta': 0.7}, {'type': 'focal'}]}"
     printed = bundle_run(tmp_path, files, *small, *places, "--loss_config", text)
-    assert "loss_tversky: " in printed
-    assert "loss_focal: " in printed
+    assert "loss_tversky " in printed
+    assert "loss_focal " in printed
     ran = json.loads((only_run_folder(tmp_path) / "train_config.json").read_text())["loss_config"]
     assert ran == {"type": "compound", "components": [{"type": "tversky", "beta": 0.7}, {"type": "focal"}]}
     with pytest.raises(subprocess.CalledProcessError) as caught:

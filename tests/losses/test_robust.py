@@ -75,7 +75,10 @@ def test_a_batch_without_voxels_costs_nothing(config, shape):
         ([DiceLoss(sigmoid=True), BoundaryLoss(softmax=True)], "sigmoid for 'dice' and softmax for 'boundary'"),
         ([DiceLoss(softmax=True), monai.losses.FocalLoss()], "softmax for 'dice' and sigmoid for 'focal'"),
         ([monai.losses.DiceLoss(sigmoid=True), nn.CrossEntropyLoss()], "sigmoid for 'dice' and softmax for"),
-        ([DiceLoss(other_act=torch.sigmoid), DiceLoss(softmax=True)], "other_act for 'dice' and softmax for 'dice_2'"),
+        (
+            [DiceLoss(other_act=torch.sigmoid), DiceLoss(softmax=True)],
+            "other_act sigmoid for 'dice' and softmax for",
+        ),
     ],
 )
 def test_components_that_read_the_input_in_two_ways_are_refused_by_name(losses, activations):

@@ -288,7 +288,7 @@ def test_a_distance_map_that_requires_a_gradient_or_lies_elsewhere_is_refused():
     x, labels = torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="^distance: must not require a gradient"):
         voxel_sums(x, {"label": labels, "distance": torch.zeros(1, 2, 3, requires_grad=True)}, ["surface"])
-    with pytest.raises(ValueError, match="^distance: must be on the input's device, cpu; got 'meta'"):
+    with pytest.raises(ValueError, match="^distance: must be a tensor on the input's device, cpu; got 'meta'"):
         voxel_sums(x, {"label": labels, "distance": torch.zeros(1, 2, 3, device="meta")}, ["surface"])
 
 
