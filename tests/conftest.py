@@ -5,12 +5,18 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
 
 # Without a GPU, Triton interprets its kernels; it must know before it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+# A shell that starts the tests in the background has them ignore these, and so would every process that they start.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,7 @@ def test_folder_whose_task_is_not_told_asks_for_it(tmp_path: Path, capsys: pytes
     content = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
     (tmp_path / "dataset.json").write_text(json.dumps({"training": content["training"]}), encoding="utf-8")
     assert main(["data", "check", "--dataset_dir", str(tmp_path)]) == 1
-    assert "must be given with --task, " in error_line(capsys)
+    assert "or --task must be given; " in error_line(capsys)
 
 
 @pytest.mark.parametrize("command", ["data phantoms --task Task04_Hippocampus", "bundles render"])

@@ -96,7 +96,8 @@ def test_a_new_task_is_a_new_row() -> None:
     )
     assert train["epochs"] == 7
     assert train["labels"] == {"0": "background", "1": "bone", "2": 'the "other"', "3": "fluid"}
-    assert train["network_def"] == inference["network_def"] == made_up_task().training.network_def
+    network = {**made_up_task().training.network_def, "out_channels": "$len(@labels)"}  # labels are the one source
+    assert train["network_def"] == inference["network_def"] == network
     flips = [step for step in train["train"]["random_transforms"] if step["_target_"] == "RandFlipd"]
     assert [step["spatial_axis"] for step in flips] == [0, 2]
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == train["labels"]

@@ -68,6 +68,7 @@ def eleventh() -> dict[str, Any]:
         "source": "Scans of our own hospital",
         "license": "none",
         "authors": "A. Radiologist",
+        "references": ["Radiologist, A. Knees of our own hospital (2026)."],
         "channels": ["PD", "T2"],
         "labels": ["background", "femur", "tibia", "meniscus"],
         "typical_shape": [64, 48, 10],
@@ -188,7 +189,7 @@ def test_each_wrong_part_fails_its_own_check(tmp_path: Path, capsys: pytest.Capt
     assert "output channel number `3` doesn't match: `4`" in failed["network"]
     assert "unexpected keyword argument 'warmup'" in failed["train"]
     assert "evaluation.csv" in failed["evaluate"]
-    assert "does not lie on its image" in failed["infer"]
+    assert "has a segmentation that does not lie on it" in failed["infer"]
     assert f"not zoo-ready: {', '.join(failed)} failed" in printed.out
 
 

@@ -78,11 +78,14 @@ class ImageLoader:
             UserError: if there are any.
         """
         number = f"dataset_dir: {len(self.others)} of {len(self.dataset)} images were not segmented"
-        if len(self.others) > 1:
-            self.say_others()
-            raise UserError(f"{number}, for the reasons above: {', '.join(self.others)}")
+        reasons = set(self.others.values())
+        if len(reasons) == 1:
+            each = "each of them " if len(self.others) > 1 else ""
+            raise UserError(f"{number}: {', '.join(self.others)} {each}{reasons.pop()}.")
         for file, reason in self.others.items():
-            raise UserError(f"{number}: {file} {reason}.")
+            print(f"not segmented: {file} {reason}.", file=sys.stderr, flush=True)
+        if reasons:
+            raise UserError(f"{number}, for the reasons above: {', '.join(self.others)}")
 
 
 class CheckImaged(MapTransform):
