@@ -8,9 +8,11 @@ wheel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from monai_losses_ext.errors import UserError, fail, one_of
@@ -70,3 +72,21 @@ def overlay_notes() -> dict[str, str]:
             content = json.loads(path.read_text(encoding="utf-8"))
             notes[path.relative_to(root).as_posix()] = content.get("_note_", "")
     return notes
+
+
+@contextlib.contextmanager
+def own_scripts(bundle: Path) -> Iterator[None]:
+    """Let this process use a bundle's scripts meanwhile: every bundle calls its folder ``scripts``."""
+    path, hook = sys.path[:], sys.excepthook
+    _forget_scripts()
+    sys.path.insert(1, str(bundle))
+    try:
+        yield
+    finally:
+        sys.path[:], sys.excepthook = path, hook
+        _forget_scripts()
+
+
+def _forget_scripts() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]

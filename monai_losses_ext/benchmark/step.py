@@ -24,6 +24,7 @@ from monai_losses_ext.benchmark.cases import PARITY_SIDE, LossFunction, LossSum,
 from monai_losses_ext.benchmark.speed import check_parity, in_turn, quantiles
 from monai_losses_ext.data.phantoms import make_phantoms
 from monai_losses_ext.data.tasks import TASKS
+from monai_losses_ext.shipped import own_scripts
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 STEP_TASKS = ("Task04_Hippocampus", "Task09_Spleen")
@@ -75,9 +76,14 @@ class _Step:
 
     def __init__(self, task: str, device: str, seed: int, folder: Path) -> None:
         data = make_phantoms(task, folder / task, N_PHANTOMS, seed)
-        options = {"device": device, "seed": seed, "num_workers": 0, "output_dir": str(folder / "output")}
-        config = BUNDLES / TASKS[task].bundle / "configs" / "train.json"
-        workflow = ConfigWorkflow(str(config), logging_file=False, dataset_dir=str(data), **options)
+        options = {"seed": seed, "num_workers": 0, "output_dir": str(folder / "output")}
+        bundle = BUNDLES / TASKS[task].bundle
+        with own_scripts(bundle):
+            self._build(bundle, device, dataset_dir=str(data), **options)
+
+    def _build(self, bundle: Path, device: str, **options: Any) -> None:
+        config = str(bundle / "configs" / "train.json")
+        workflow = ConfigWorkflow(config, logging_file=False, device=device, **options)
         workflow.initialize()
         get = workflow.parser.get_parsed_content
         self.loss_config = get("loss_config")

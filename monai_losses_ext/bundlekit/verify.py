@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +35,7 @@ from monai_losses_ext.bundlekit import zoo
 from monai_losses_ext.data.phantoms import LEAST_VOXELS, make_phantoms
 from monai_losses_ext.data.tasks import Task
 from monai_losses_ext.errors import fail
-from monai_losses_ext.shipped import OF_RUNS
+from monai_losses_ext.shipped import OF_RUNS, own_scripts
 
 N_CASES = 3  # two to train on, one to validate with
 SCALE = 1e-3  # of the phantoms: it leaves LEAST_VOXELS per axis
@@ -132,24 +131,6 @@ def lacking(bundle: Path) -> str:
     if of_weights != hashlib.sha256((bundle / WEIGHTS).read_bytes()).hexdigest():
         return "the evaluation that metadata.json records is of other weights"
     return "" if dice >= LEAST_DICE else f"the weights' mean Dice of {dice:.3f} is below {LEAST_DICE}"
-
-
-@contextlib.contextmanager
-def own_scripts(bundle: Path) -> Iterator[None]:
-    """Let this process use a bundle's scripts meanwhile: every bundle calls its folder ``scripts``."""
-    path, hook = sys.path[:], sys.excepthook
-    _forget_scripts()
-    sys.path.insert(1, str(bundle))
-    try:
-        yield
-    finally:
-        sys.path[:], sys.excepthook = path, hook
-        _forget_scripts()
-
-
-def _forget_scripts() -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
-        del sys.modules[name]
 
 
 def header() -> str:

@@ -66,7 +66,8 @@ class CompoundLoss(_Loss):
         >>> total = loss(torch.zeros(1, 3, 8, 8), torch.ones(1, 8, 8, dtype=torch.int64))
         >>> loss.get_weights(), sorted(loss.last_terms)
         ({'dice': 0.7, 'focal': 0.3}, ['dice', 'focal'])
-        >>> [name for name, _ in CompoundLoss([DiceLoss(), FocalLoss()], learnable=True).named_parameters()]
+        >>> parts = [DiceLoss(sigmoid=True), FocalLoss()]
+        >>> [name for name, _ in CompoundLoss(parts, learnable=True).named_parameters()]
         ['weighting.theta']
     """
 
