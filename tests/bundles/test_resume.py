@@ -132,16 +132,12 @@ def test_what_cannot_be_resumed_is_one_line(runs: SimpleNamespace, bundle: Path,
     same += ["--network_def", str(NETWORK)]
     assert "a training with epochs 4; this config has 5" in error("killed", "true", *same, "--epochs", "5")
     for option, value, what in (
-        ("patch_size", "[16,16,32]", "patch_size[2] 16; this config has 32"),
-        ("optimizer#lr", "0.5", '["lr"][0] 0.003; this config has 0.5'),
-        ("optimizer#weight_decay", "0.5", '["weight_decay"][0] 0.01; this config has 0.5'),
-        (
-            "optimizer#_target_",
-            "torch.optim.SGD",
-            """["class"] 'AdamW'; this config has 'SGD'""",
-        ),
-        ("lr_scheduler#warmup_steps", "3", 'lr_scheduler["warmup_steps"]'),
-        ("loss_config#components#1", "{'type': 'focal', 'gamma': 3.0}", '["components"][1]'),
+        ("patch_size", "[16,16,32]", "patch_size#2 16; this config has 32"),
+        ("optimizer#lr", "0.5", "#lr#0 0.003; this config has 0.5"),
+        ("optimizer#weight_decay", "0.5", "#weight_decay#0 0.01; this config has 0.5"),
+        ("optimizer#_target_", "torch.optim.SGD", "#class 'AdamW'; this config has 'SGD'"),
+        ("lr_scheduler#warmup_steps", "3", "#warmup_steps"),
+        ("loss_config#components#1", "{'type': 'focal', 'gamma': 3.0}", "#components#1"),
     ):
         assert what in error("killed", "true", *same, f"--{option}", value)
     kept = {path: content for path, content in files.items() if path.suffix in (".pt", ".csv", ".png")}

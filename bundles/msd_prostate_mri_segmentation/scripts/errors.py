@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -41,6 +42,7 @@ def one_line_errors() -> None:
         else:
             print(line, file=sys.stderr, flush=True)
             sys.stdout.flush()
+            atexit._run_exitfuncs()  # such as the one that takes the folder's lock away
             os._exit(status)  # everything is written; an exception would end the process with status 1
 
     hook.is_of_bundle = True  # type: ignore[attr-defined]
