@@ -134,7 +134,7 @@ def test_what_cannot_be_resumed_is_one_line(runs: SimpleNamespace, bundle: Path,
     for option, value, what in (
         ("patch_size", "[16,16,32]", "patch_size#2 16; this config has 32"),
         ("optimizer#lr", "0.5", "#lr#0 0.003; this config has 0.5"),
-        ("optimizer#weight_decay", "0.5", "#weight_decay#0 0.01; this config has 0.5"),
+        ("optimizer#weight_decay", "0.5", "#weight_decay#0 0.05; this config has 0.5"),
         ("optimizer#_target_", "torch.optim.SGD", "#class 'AdamW'; this config has 'SGD'"),
         ("lr_scheduler#warmup_steps", "3", "#warmup_steps"),
         ("loss_config#components#1", "{'type': 'focal', 'gamma': 3.0}", "#components#1"),
