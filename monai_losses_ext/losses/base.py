@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import arguments, errors
+from monai_losses_ext.losses.range_check import PROBABILITY_TERMS, RangeCheck
 from monai_losses_ext.sums.api import compute
 from monai_losses_ext.sums.target import IgnoreIndex, Target, labels
 
@@ -26,7 +27,6 @@ Fraction = Annotated[float, arguments.Limits(minimum=0, maximum=1)]
 ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
 # Labels alone, or a dictionary with them and what belongs to them; or either, taken apart already.
 TargetLike = Tensor | Mapping[str, Tensor] | Target
-PROBABILITY_TERMS = ("pred", "pred_sq", "count")
 
 
 class Sums:
@@ -100,7 +100,7 @@ class VoxelLoss(_Loss):
         self.activation = activation
         self.other_act = other_act
         self.ignore_index = ignore_index
-        self._ignored = labels(ignore_index)
+        labels(ignore_index)  # only to check it
         self.set_per_class("class_weight", weight, "weight")
         self._range = RangeCheck(type(self).__name__) if activation == "none" and other_act is None else None
 
@@ -195,7 +195,8 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> 
         loss.warn_about_one_channel(num_channels)
         # A loss without a map joins the pass of one that has a map.
         options = maps[0] if maps and loss.map_options is None else loss.map_options
-        key = (loss.activation_for(num_channels), loss.other_act, loss._ignored, loss.backend, options)
+        ignored = None if loss.ignore_index is None else labels(loss.ignore_index)
+        key = (loss.activation_for(num_channels), loss.other_act, ignored, loss.backend, options)
         passes.setdefault(key, []).append(loss)
     values: dict[int, Tensor] = {}
     for (activation, other_act, ignored, backend, _), members in passes.items():
@@ -213,64 +214,6 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> 
         for loss in members:
             values[id(loss)] = loss.shaped(loss.formula(sums), input.ndim)
     return [values[id(loss)] for loss in losses]
-
-
-class RangeCheck:
-    """Warn once where a loss without activation sees what cannot be probabilities: logits, most likely.
-
-    Within 0 and 1 a sum of squares is at most the sum itself, and neither is below 0 or above the number of voxels. The
-    first few passes are asked. On a GPU the answer is copied to the CPU beside the other work and read at a later call,
-    so that nothing waits.
-
-    Args:
-        name: the loss, for the warning.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._answer: Tensor | None = None
-        self._event: Any = None
-        self._calls_left = 3
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RangeCheck:
-        return RangeCheck(self._name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RangeCheck, (self._name,)
-
-    def is_due(self, input: Tensor) -> bool:  # noqa: A002
-        """Tell whether it has yet to look; it does not while ``torch.compile`` traces or a CUDA graph is captured."""
-        if self._calls_left == 0 or torch.compiler.is_compiling():
-            return False
-        return not (input.is_cuda and torch.cuda.is_current_stream_capturing())
-
-    @torch.no_grad()
-    def look_at(self, sums: Sums, input: Tensor) -> None:  # noqa: A002
-        """Look at the sums :data:`PROBABILITY_TERMS` of a pass."""
-        if not self.is_due(input):
-            return
-        if self._answer is None:
-            pred, squares, count = (sums[term].detach() for term in PROBABILITY_TERMS)
-            slack = 1e-3 * count
-            outside = ((pred < -slack) | (pred > count + slack) | (squares > pred + slack)).any()
-            if outside.is_cuda:
-                answer = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
-                self._answer = answer.copy_(outside, non_blocking=True)
-                self._event = torch.cuda.Event()
-                self._event.record()
-                return
-            self._answer = outside
-        if self._event is not None and not self._event.query():
-            return
-        self._calls_left -= 1
-        is_outside, self._answer, self._event = bool(self._answer), None, None
-        if is_outside:
-            self._calls_left = 0
-            warnings.warn(
-                f"{self._name}: the input should be probabilities between 0 and 1, since no activation is set, and it "
-                "is not. For logits, set softmax=True or sigmoid=True.",
-                stacklevel=5,
-            )
 
 
 def mean(values: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class CrossEntropyLoss(VoxelLoss):
         num_channels = input.shape[1]
         activation = self.activation_for(num_channels)
         is_sigmoid = activation == "sigmoid"
-        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self._ignored, activation), activation)
+        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self.ignore_index, activation), activation)
         terms = [term for term in self.terms_for(num_channels) if term in T.LOG_TERMS]
         parts = T.voxel_values(terms, activation, x, dense, None)
         weight = self.class_weight

@@ -149,7 +149,7 @@ class FocalLoss(VoxelLoss):
         num_channels = input.shape[1]
         activation = self.activation_for(num_channels)
         self.warn_about_one_channel(num_channels)
-        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self._ignored, activation), activation)
+        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self.ignore_index, activation), activation)
         parts = T.voxel_values(self.terms, activation, x, dense, None)
         values = self._balanced(parts[self._positive], parts.get(self._negative))
         if multiplier is None:

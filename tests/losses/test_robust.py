@@ -132,6 +132,9 @@ def test_labels_to_ignore_come_in_any_list():
     expected = DiceLoss(softmax=True, ignore_index=[255, 254])(x, labels)
     for given in (np.array([255, 254]), torch.tensor([255, 254]), (254, 255)):
         torch.testing.assert_close(DiceLoss(softmax=True, ignore_index=given)(x, labels), expected)
+    later = DiceLoss(softmax=True)
+    later.ignore_index = [255, 254]  # an attribute like the others
+    torch.testing.assert_close(later(x, labels), expected)
     with pytest.raises(UserError, match="^ignore_index: must be a whole number"):
         voxel_sums(x, labels.float(), ["tp"], ignore_index=10**30)
 
