@@ -134,7 +134,8 @@ def _words(option: Any) -> str:
     if kind is None or kind is type(None):
         return "none"
     if _is_literal(kind):
-        return f"one of {', '.join(map(str, get_args(kind)))}"
+        words = get_args(kind)
+        return f"one of {', '.join(map(str, words))}" if len(words) > 1 else repr(words[0])
     if kind in (float, int):
         return ("a number" if kind is float else "a whole number") + limits.words()
     if get_origin(kind) is Sequence:

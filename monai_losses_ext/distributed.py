@@ -11,6 +11,7 @@ import datetime
 import gc
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,6 +80,30 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all ranks, whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _SumOverRanks.forward(ctx, gradient)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum over all ranks, which all have to ask for it, and in the backward pass too.
+
+    Each rank's gradient is then that of all ranks' losses together: DistributedDataParallel, which takes the mean,
+    makes of it that of one process with the whole batch.
+    """
+    total: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 def average_gradient(weights: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from monai_losses_ext import arguments, errors
+from monai_losses_ext.distributed import has_many_ranks, sum_over_ranks
 from monai_losses_ext.losses.range_check import PROBABILITY_TERMS, RangeCheck
+from monai_losses_ext.sums import terms as T  # noqa: N812
 from monai_losses_ext.sums.api import compute
 from monai_losses_ext.sums.target import IgnoreIndex, Target, labels
 
@@ -24,6 +26,8 @@ Reduction = Literal["none", "mean", "sum"]
 NonNegative = Annotated[float, arguments.Limits(minimum=0)]
 Positive = Annotated[float, arguments.Limits(above=0)]
 Fraction = Annotated[float, arguments.Limits(minimum=0, maximum=1)]
+Absent = Literal["count", "skip"]
+Batch = bool | Literal["all_ranks"]
 ClassWeights = NonNegative | Sequence[NonNegative] | Tensor | None
 # Labels alone, or a dictionary with them and what belongs to them; or either, taken apart already.
 TargetLike = Tensor | Mapping[str, Tensor] | Target
@@ -35,24 +39,45 @@ class Sums:
     Args:
         values: ``[T, B, C]``.
         terms: their names, in order.
+        target: what they are sums of.
+
+    Attributes:
+        num_channels: C.
         is_index: whether the target held index labels.
+        annotated: the classes that each case was annotated for, ``[B, C]`` bool; None: all.
     """
 
-    def __init__(self, values: Tensor, terms: Sequence[str], is_index: bool) -> None:
+    def __init__(self, values: Tensor, terms: Sequence[str], target: Target) -> None:
         self.values = values
-        self.terms = terms
-        self.is_index = is_index
         self.num_channels = values.shape[2]
+        self.is_index = target.is_index
+        self.annotated = target.annotated
+        self._num_regions = target.num_regions
+        self._first: dict[str, int] = {}
+        row = 0
+        for term in terms:
+            self._first[term] = row
+            row += T.rows(term, target.num_regions)
 
     def __getitem__(self, term: str) -> Tensor:
-        return self.values[self.terms.index(term)]
+        return self.values[self._first[term]]
 
     def rows(self, terms: Sequence[str], first_class: int = 0) -> Tensor:
         """Return several terms at once, ``[len(terms), B, C']``, from a class on: one small operation, not many."""
-        start = self.terms.index(terms[0])
-        if tuple(self.terms[start : start + len(terms)]) == tuple(terms):
+        start = self._first[terms[0]]
+        if all(self._first[term] == start + i for i, term in enumerate(terms)):
             return self.values[start : start + len(terms), :, first_class:]
         return torch.stack([self[term] for term in terms])[:, :, first_class:]
+
+    def region(self, term: str) -> Tensor:
+        """Return the sums over each region, ``[B, C, R + 1]``, first over the voxels that are in none."""
+        start = self._first[term]
+        return self.values[start : start + self._num_regions + 1].permute(1, 2, 0)
+
+    def bins(self, number: int) -> Tensor:
+        """Return the count, the sum of probabilities and that of the reference in each bin, ``[3, B, C, number]``."""
+        start = self._first[T.bins(number)]
+        return self.values[start : start + 3 * number].unflatten(0, (3, number)).permute(0, 2, 3, 1)
 
 
 class VoxelLoss(_Loss):
@@ -71,6 +96,10 @@ class VoxelLoss(_Loss):
             entry or not; it is not used.
         ignore_index: a label, or a list of labels, whose voxels do not count; see
             :meth:`monai_losses_ext.sums.Target.ignoring`.
+        absent: a class of which a sample has no voxel: ``count`` it in the mean as any other, or ``skip`` it. (With
+            ``batch`` it is the batch that has none.)
+
+    A class that a case was not annotated for never counts (``annotated`` in the target).
 
     Attributes:
         backend: how the sums are computed, see :func:`monai_losses_ext.sums.voxel_sums`; ``auto`` unless set.
@@ -93,8 +122,10 @@ class VoxelLoss(_Loss):
         reduction: str = "mean",
         weight: float | Sequence[float] | Tensor | None = None,
         ignore_index: IgnoreIndex = None,
+        absent: Absent = "count",
     ) -> None:
         super().__init__(reduction=str(reduction))
+        self.absent: str = absent
         self.include_background = include_background
         self.to_onehot_y = to_onehot_y
         self.activation = activation
@@ -153,6 +184,30 @@ class VoxelLoss(_Loss):
         """Return the sums that :meth:`formula` needs for an input of this many channels."""
         return self.terms
 
+    def counted(self, sums: Sums) -> Tensor | None:
+        """Return which classes of which sample enter a mean, ``[B, C']`` bool; None: all."""
+        first = self.first_class(sums.num_channels)
+        annotated = None if sums.annotated is None else sums.annotated[:, first:]
+        if self.absent != "skip":
+            return annotated
+        present = sums["ref"][:, first:] > 0
+        return present if annotated is None else present & annotated
+
+    def reduce(self, values: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the values of all classes, or their sum or mean, as ``reduction`` says.
+
+        Args:
+            values: any shape.
+            counted: where False, a value is 0, and left out of the mean; None: all count.
+        """
+        if counted is not None:
+            values = torch.where(counted, values, 0.0)
+        if self.reduction == "none":
+            return values
+        if self.reduction == "sum" or not values.numel():
+            return values.sum()
+        return values.mean() if counted is None else values.sum() / divisor(counted.sum())
+
     def set_per_class(self, name: str, values: Any, argument: str | None = None, persistent: bool = True) -> None:
         """Keep one number for all classes as a number, and one per class as a buffer."""
         tensor = per_class(argument or name, values)
@@ -201,14 +256,16 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> 
     values: dict[int, Tensor] = {}
     for (activation, other_act, ignored, backend, _), members in passes.items():
         x = input if other_act is None else other_act(input)
-        part = target if ignored is None else target.ignoring(ignored, activation)
+        part = (target if ignored is None else target.ignoring(ignored, activation)).folded(activation)
         mapped = next((loss for loss in members if loss.map_options is not None), None)
         part = replace(part, distance=None) if mapped is None else mapped.with_map(x, part)
         terms = tuple(dict.fromkeys(term for loss in members for term in loss.terms_for(num_channels)))
+        if any(loss.absent == "skip" for loss in members):
+            terms = tuple(dict.fromkeys((*terms, "ref")))
         check = next((loss._range for loss in members if loss._range is not None), None)
         if check is not None and check.is_due(input):
             terms = tuple(dict.fromkeys((*terms, *PROBABILITY_TERMS)))
-        sums = Sums(compute(x, part, terms, activation, backend), terms, part.is_index)
+        sums = Sums(compute(x, part, terms, activation, backend), terms, part)
         if check is not None:
             check.look_at(sums, input)
         for loss in members:
@@ -216,9 +273,24 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> 
     return [values[id(loss)] for loss in losses]
 
 
-def mean(values: Tensor) -> Tensor:
-    """Return the mean, and 0 for a batch without samples, as a mean over no voxel is."""
-    return values.mean() if values.numel() else values.sum()
+def over_batch(rows: Tensor, annotated: Tensor | None, batch: bool | str) -> tuple[Tensor, Tensor | None]:
+    """Add up the samples of a batch; for ``all_ranks``, those of all processes, which all must call this.
+
+    Args:
+        rows: ``[T, B, C']``.
+        annotated: which classes of which sample count, ``[B, C']`` bool; None: all.
+        batch: True or ``all_ranks``.
+
+    Returns:
+        ``[T, 1, C']``, and ``[1, C']``: the classes that count in any sample.
+    """
+    total = rows.sum(1, keepdim=True)
+    annotated = None if annotated is None else annotated.any(0, keepdim=True)
+    if batch == "all_ranks" and has_many_ranks():
+        counts = torch.ones_like(total[0]) if annotated is None else annotated.to(total)
+        total = sum_over_ranks(torch.cat([total, counts.unsqueeze(0)]))
+        total, annotated = total[:-1], total[-1] > 0
+    return total, annotated
 
 
 def divisor(count: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from monai_losses_ext.losses.base import (
     VoxelLoss,
     activation_of,
     divisor,
-    mean,
 )
 from monai_losses_ext.sums.target import IgnoreIndex, Target
 
@@ -54,9 +53,9 @@ class BoundaryLoss(VoxelLoss):
             lie outside of all classes.
         normalize: ``voxels``: the mean over the voxels that count, in mm; ``distance``: the same with every map divided
             by its largest absolute value, without a unit and at most 2; ``none``: the sum.
-        absent: map of a class that the reference lacks: ``far``, half the diagonal of the volume, so that a false
-            positive costs something; or ``zero``, which leaves it without a gradient, as MONAI does. A class that fills
-            the volume gets the opposite. Only for maps that are computed here.
+        absent: a class that the reference lacks: ``skip`` leaves it out of the mean. Where maps are computed here,
+            ``far`` makes its map half the diagonal of the volume, so that a false positive costs something, and
+            ``zero`` leaves it without a gradient, as MONAI does. A class that fills the volume gets the opposite.
         convention: ``signed``; or ``kervadec``, the published code's and MONAI's map, which is off by one inside. Only
             for maps that are computed here.
         spacing: voxel size in mm, one number or one per axis, for maps that are computed here; taken from the affine of
@@ -91,7 +90,7 @@ class BoundaryLoss(VoxelLoss):
         weight: ClassWeights = None,
         ignore_index: IgnoreIndex = None,
         normalize: Literal["voxels", "distance", "none"] = "voxels",
-        absent: Literal["far", "zero"] = "far",
+        absent: Literal["far", "zero", "skip"] = "far",
         convention: Literal["signed", "kervadec"] = "signed",
         spacing: Positive | Sequence[Positive] | None = None,
         distance_backend: Literal["auto", "numba", "scipy"] = "auto",
@@ -155,7 +154,7 @@ class BoundaryLoss(VoxelLoss):
             label,
             num_classes if target.is_index else None,
             spacing,
-            self.absent,
+            "zero" if self.absent == "skip" else self.absent,
             self.convention,
             self.include_background,
             self.distance_backend,
@@ -170,8 +169,9 @@ class BoundaryLoss(VoxelLoss):
             values = values / divisor(count)
         if self.class_weight is not None:
             values = values * self.per_counted_class("weight", self.class_weight, values, sums.num_channels)
+        counted = self.counted(sums)
         if self.batch:
-            values = values.sum(0) / max(1, len(values))
-        if self.reduction == "none":
-            return values
-        return mean(values) if self.reduction == "mean" else values.sum()
+            values = values if counted is None else torch.where(counted, values, 0.0)
+            number = max(1, len(values)) if counted is None else divisor(counted.sum(0))
+            values, counted = values.sum(0) / number, None if counted is None else counted.any(0)
+        return self.reduce(values, counted)

@@ -19,7 +19,7 @@ from monai_losses_ext.losses.axes import check_axes
 from monai_losses_ext.losses.base import TargetLike, VoxelLoss, as_list, fused_values
 from monai_losses_ext.losses.weighting import FixedWeighting, Weighting
 from monai_losses_ext.losses.weighting_config import get_weighting
-from monai_losses_ext.sums.target import Target, label_of
+from monai_losses_ext.sums.target import Target, label_alone
 
 
 class CompoundLoss(_Loss):
@@ -161,7 +161,7 @@ class CompoundLoss(_Loss):
 
     def component_values(self, input: Tensor, target: TargetLike) -> list[Tensor]:  # noqa: A002
         """Return the value of each component, without its weight."""
-        label, parsed = label_of(target), target
+        parsed = target
         if any(isinstance(loss, VoxelLoss) for loss in self.losses):
             parsed = Target.parse(target, input)
         fused = {i: loss for i, loss in enumerate(self.losses) if isinstance(loss, VoxelLoss) and loss.is_formula()}
@@ -170,7 +170,7 @@ class CompoundLoss(_Loss):
             values = dict(zip(fused, fused_values([*fused.values()], input, parsed), strict=True))
         for i, loss in enumerate(self.losses):
             if i not in values:
-                values[i] = loss(input, parsed if isinstance(loss, VoxelLoss) else label)
+                values[i] = loss(input, parsed if isinstance(loss, VoxelLoss) else label_alone(target))
         return [values[i] for i in range(len(self.losses))]
 
     @property

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import (
+    Absent,
     ClassWeights,
     Fraction,
     Reduction,
@@ -39,6 +41,7 @@ class CrossEntropyLoss(VoxelLoss):
         label_smoothing: softmax only: share of each label that is spread over all classes.
         ignore_index: label, or list of labels, of the voxels that do not count.
         to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
+        absent: sigmoid only: ``count`` the voxels of a channel that a sample lacks, or ``skip`` them.
 
     Shape:
         input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for
@@ -66,6 +69,7 @@ class CrossEntropyLoss(VoxelLoss):
         label_smoothing: Fraction = 0.0,
         ignore_index: IgnoreIndex = None,
         to_onehot_y: bool = False,
+        absent: Absent = "count",
     ) -> None:
         activation_of(sigmoid, softmax, None)
         arguments.check_arguments(CrossEntropyLoss.__init__, locals())
@@ -78,6 +82,7 @@ class CrossEntropyLoss(VoxelLoss):
             reduction=reduction,
             weight=weight,
             ignore_index=ignore_index,
+            absent=absent,
         )
         self.label_smoothing = float(label_smoothing)
 
@@ -99,16 +104,22 @@ class CrossEntropyLoss(VoxelLoss):
         weight = None if weight is None else self.per_counted_class("weight", weight, ce, num_channels)
         is_sigmoid = self.activation_for(num_channels) == "sigmoid"
         other = sums["ce_neg"] if is_sigmoid else sums["logp"] if self.label_smoothing else None
-        total = self._weighed(ce, other, weight, is_sigmoid).sum()
+        counted = self.counted(sums) if is_sigmoid else None  # of a softmax every voxel has a class that is there
+        values, count = self._weighed(ce, other, weight, is_sigmoid, sums.annotated), sums["count"]
+        if counted is not None:
+            values, count = torch.where(counted, values, 0.0), torch.where(counted, count, 0.0)
+        total = values.sum()
         if self.reduction == "sum":
             return total
         if is_sigmoid:
-            return total / divisor(sums["count"].sum())
+            return total / divisor(count.sum())
         # As torch divides: by the voxels' weights for index labels, by the voxels for dense ones.
-        counts = _times(weight, sums["ref"]) if sums.is_index else sums["count"][:, 0]
+        counts = _times(weight, sums["ref"]) if sums.is_index else count[:, 0]
         return total / divisor(counts.sum())
 
-    def _weighed(self, ce: Tensor, other: Tensor | None, weight: Any, is_sigmoid: bool) -> Tensor:
+    def _weighed(
+        self, ce: Tensor, other: Tensor | None, weight: Any, is_sigmoid: bool, annotated: Tensor | None
+    ) -> Tensor:
         """Return the cross-entropy of each class, of sums or of voxels ``[B, C, ...]``.
 
         Args:
@@ -116,13 +127,17 @@ class CrossEntropyLoss(VoxelLoss):
             other: sigmoid: that of the negative voxels; softmax: ``-log p`` of all classes, for smoothed labels.
             weight: of each class, with the axes of the parts; or one for all, or None.
             is_sigmoid: which of the two it is.
+            annotated: the classes that smoothed labels are spread over, ``[B, C]``; None: all.
         """
         values = _times(weight, ce)
         if is_sigmoid:
             return values if other is None else values + other
         if other is None:
             return values
-        return (1 - self.label_smoothing) * values + self.label_smoothing / ce.shape[1] * _times(weight, other)
+        classes: Any = ce.shape[1]
+        if annotated is not None:
+            classes = annotated.sum(1, keepdim=True).view(-1, *[1] * (ce.ndim - 1))
+        return (1 - self.label_smoothing) * values + self.label_smoothing / classes * _times(weight, other)
 
     def is_formula(self) -> bool:
         """Tell whether the loss is a formula on sums; a value per voxel is not."""
@@ -137,15 +152,15 @@ class CrossEntropyLoss(VoxelLoss):
         num_channels = input.shape[1]
         activation = self.activation_for(num_channels)
         is_sigmoid = activation == "sigmoid"
-        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self.ignore_index, activation), activation)
+        target = target.ignoring(self.ignore_index, activation).folded(activation)
         terms = [term for term in self.terms_for(num_channels) if term in T.LOG_TERMS]
-        parts = T.voxel_values(terms, activation, x, dense, None)
+        parts, multiplier = T.voxel_maps(plain(input), target, terms, activation)
         weight = self.class_weight
         if weight is not None:
-            weight = self.per_counted_class("weight", weight, x, num_channels)
-            weight = weight.view(-1, *[1] * (x.ndim - 2)) if isinstance(weight, Tensor) else weight
+            weight = self.per_counted_class("weight", weight, parts["ce"], num_channels)
+            weight = weight.view(-1, *[1] * (input.ndim - 2)) if isinstance(weight, Tensor) else weight
         other = parts.get("ce_neg") if is_sigmoid else parts.get("logp")
-        values = self._weighed(parts["ce"], other, weight, is_sigmoid)
+        values = self._weighed(parts["ce"], other, weight, is_sigmoid, target.annotated)
         values = values if multiplier is None else values * multiplier
         return values if is_sigmoid else values.sum(1)
 

@@ -17,7 +17,7 @@ from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import NonNegative, TargetLike, VoxelLoss, as_list
 from monai_losses_ext.losses.boundary import BoundaryLoss
 from monai_losses_ext.losses.compound import CompoundLoss
-from monai_losses_ext.sums.target import Target, label_of
+from monai_losses_ext.sums.target import Target, label_alone, label_of
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -83,7 +83,7 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         if isinstance(self.loss, (VoxelLoss, CompoundLoss)):
             return self.loss(input, target)
         # MONAI's own may overflow in half precision, and know no maps.
-        return self.loss(input if input.dtype == torch.float64 else input.float(), label_of(target))
+        return self.loss(input if input.dtype == torch.float64 else input.float(), label_alone(target))
 
     def forward(self, input: Tensor | Sequence[Tensor] | None, target: TargetLike) -> Tensor:  # noqa: A002
         """Return the weighted sum over the heads; see the class."""
@@ -146,7 +146,7 @@ def _parsed(target: TargetLike, head: Tensor) -> Target:
 
 
 def resampled(target: Target, size: Sequence[int]) -> Target:
-    """Return a target at another size: labels from the nearest voxel, maps and weights linearly.
+    """Return a target at another size: labels, regions and skeletons from the nearest voxel, the rest linearly.
 
     The affine follows; without one, the voxels of the full resolution are taken for 1 mm.
     """
@@ -164,6 +164,8 @@ def resampled(target: Target, size: Sequence[int]) -> Target:
         affine=affine @ scale,
         distance=_interpolated(target.distance, size),
         weight=_interpolated(target.weight, size),
+        regions=None if target.regions is None else resample_label(target.regions, size),
+        skeleton=None if target.skeleton is None else resample_label(target.skeleton, size),
     )
 
 

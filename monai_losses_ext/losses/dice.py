@@ -11,7 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.base import ClassWeights, NonNegative, Reduction, Sums, VoxelLoss, activation_of, mean
+from monai_losses_ext.losses.base import (
+    Absent,
+    Batch,
+    ClassWeights,
+    NonNegative,
+    Reduction,
+    Sums,
+    VoxelLoss,
+    activation_of,
+    over_batch,
+)
 from monai_losses_ext.sums.target import IgnoreIndex
 
 
@@ -24,7 +34,7 @@ class OverlapLoss(VoxelLoss):
     """
 
     def __init__(
-        self, batch: bool, soft_label: bool, squared_pred: bool, smooth_nr: float, smooth_dr: float, **shared: Any
+        self, batch: Batch, soft_label: bool, squared_pred: bool, smooth_nr: float, smooth_dr: float, **shared: Any
     ) -> None:
         super().__init__(**shared)
         self.smooth_nr = float(smooth_nr)
@@ -45,16 +55,18 @@ class OverlapLoss(VoxelLoss):
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
         num_channels = sums.num_channels
         rows = sums.rows(self.terms, self.first_class(num_channels))
-        first, pred, ref = (rows.sum(1, keepdim=True) if self.batch else rows).unbind(0)
+        counted = None if sums.annotated is None else sums.annotated[:, self.first_class(num_channels) :]
+        if self.batch:
+            rows, counted = over_batch(rows, counted, self.batch)
+        first, pred, ref = rows.unbind(0)
+        if self.absent == "skip":
+            counted = ref > 0 if counted is None else (ref > 0) & counted
         tp = (pred + ref - first) / 2 if self.terms[0] == "abs_diff" else first
         values = self.score(tp, pred, ref, num_channels)
         if self.class_weight is not None and values.shape[1] > 1:
             values = values * self.per_counted_class("weight", self.class_weight, values, num_channels)
-        if self.reduction == "mean":
-            return mean(values)
-        if self.reduction == "sum":
-            return values.sum()
-        return values[0] if self.batch else values
+        values = self.reduce(values, counted)
+        return values[0] if self.batch and self.reduction == "none" else values
 
 
 class DiceLoss(OverlapLoss):
@@ -74,17 +86,19 @@ class DiceLoss(OverlapLoss):
         reduction: ``mean`` over samples and classes, ``sum``, or ``none``.
         smooth_nr: added to the numerator.
         smooth_dr: added to the denominator.
-        batch: sum over the samples of a batch before the quotient.
+        batch: sum over the samples of a batch before the quotient; ``all_ranks``: over those of all processes.
         weight: one factor per class, or one for all.
         soft_label: count true positives so that a perfect soft prediction costs nothing.
         ignore_index: label, or list of labels, of the voxels that do not count.
+        absent: ``count`` a class that a sample lacks, or ``skip`` it, so that it is not in the mean.
 
     Shape:
         input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
         ``[B, C', 1, ...]`` (``[C', 1, ...]`` with ``batch``).
 
     Edge cases:
-        A class that neither holds costs ``1 - smooth_nr / smooth_dr``, 0 by default. A class weight is not used where
+        A class that neither holds costs ``1 - smooth_nr / smooth_dr``, 0 by default, and one that the reference alone
+        lacks nearly 1, whatever is predicted of it: ``absent="skip"`` leaves both out. A class weight is not used where
         one class counts.
 
     Source:
@@ -109,10 +123,11 @@ class DiceLoss(OverlapLoss):
         reduction: Reduction = "mean",
         smooth_nr: NonNegative = 1e-5,
         smooth_dr: NonNegative = 1e-5,
-        batch: bool = False,
+        batch: Batch = False,
         weight: ClassWeights = None,
         soft_label: bool = False,
         ignore_index: IgnoreIndex = None,
+        absent: Absent = "count",
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
         arguments.check_arguments(DiceLoss.__init__, locals())
@@ -129,6 +144,7 @@ class DiceLoss(OverlapLoss):
             reduction=reduction,
             weight=weight,
             ignore_index=ignore_index,
+            absent=absent,
         )
         self.jaccard = jaccard
 

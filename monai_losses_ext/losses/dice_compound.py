@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.base import ClassWeights, Fraction, NonNegative, Reduction
+from monai_losses_ext.losses.base import Absent, Batch, ClassWeights, Fraction, NonNegative, Reduction
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.dice import DiceLoss
@@ -42,6 +42,7 @@ class DiceCELoss(CompoundLoss):
         lambda_ce: weight of the cross-entropy, at least 0.
         label_smoothing: see :class:`CrossEntropyLoss`.
         ignore_index: label, or list of labels, of the voxels that do not count, in both parts.
+        absent: see :class:`DiceLoss`, in both parts.
 
     Example:
         >>> import torch
@@ -62,12 +63,13 @@ class DiceCELoss(CompoundLoss):
         reduction: Literal["mean", "sum"] = "mean",
         smooth_nr: NonNegative = 1e-5,
         smooth_dr: NonNegative = 1e-5,
-        batch: bool = False,
+        batch: Batch = False,
         weight: ClassWeights = None,
         lambda_dice: NonNegative = 1.0,
         lambda_ce: NonNegative = 1.0,
         label_smoothing: Fraction = 0.0,
         ignore_index: IgnoreIndex = None,
+        absent: Absent = "count",
     ) -> None:
         arguments.check_arguments(DiceCELoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
         dice = DiceLoss(
@@ -84,9 +86,14 @@ class DiceCELoss(CompoundLoss):
             batch=batch,
             weight=weight,
             ignore_index=ignore_index,
+            absent=absent,
         )
         cross_entropy = CrossEntropyLoss(
-            reduction=reduction, weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index
+            reduction=reduction,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            absent=absent,
         )
         super().__init__([dice, cross_entropy], [lambda_dice, lambda_ce], ["dice", "ce"], mixed_activations=True)
 
@@ -115,6 +122,7 @@ class DiceFocalLoss(CompoundLoss):
         lambda_focal: weight of the focal part, at least 0.
         alpha: see :class:`FocalLoss`.
         ignore_index: label, or list of labels, of the voxels that do not count, in both parts.
+        absent: see :class:`DiceLoss`, in both parts.
 
     Example:
         >>> import torch
@@ -135,13 +143,14 @@ class DiceFocalLoss(CompoundLoss):
         reduction: Reduction = "mean",
         smooth_nr: NonNegative = 1e-5,
         smooth_dr: NonNegative = 1e-5,
-        batch: bool = False,
+        batch: Batch = False,
         gamma: NonNegative = 2.0,
         weight: ClassWeights = None,
         lambda_dice: NonNegative = 1.0,
         lambda_focal: NonNegative = 1.0,
         alpha: Fraction | Sequence[NonNegative] | Tensor | None = None,
         ignore_index: IgnoreIndex = None,
+        absent: Absent = "count",
     ) -> None:
         arguments.check_arguments(DiceFocalLoss.__init__, {k: v for k, v in locals().items() if k != "other_act"})
         dice = DiceLoss(
@@ -158,6 +167,7 @@ class DiceFocalLoss(CompoundLoss):
             batch=batch,
             weight=weight,
             ignore_index=ignore_index,
+            absent=absent,
         )
         focal = FocalLoss(
             include_background=include_background,
@@ -168,5 +178,6 @@ class DiceFocalLoss(CompoundLoss):
             reduction=reduction,
             use_softmax=softmax,
             ignore_index=ignore_index,
+            absent=absent,
         )
         super().__init__([dice, focal], [lambda_dice, lambda_focal], ["dice", "focal"], mixed_activations=True)

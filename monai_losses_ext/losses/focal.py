@@ -11,6 +11,7 @@ from torch import Tensor
 
 from monai_losses_ext import arguments, errors
 from monai_losses_ext.losses.base import (
+    Absent,
     ClassWeights,
     Fraction,
     NonNegative,
@@ -42,6 +43,7 @@ class FocalLoss(VoxelLoss):
             (as in MONAI); ``none`` for a map of voxels.
         use_softmax: softmax over the channels; otherwise a sigmoid per channel.
         ignore_index: label, or list of labels, of the voxels that do not count.
+        absent: ``count`` the voxels of a class that a sample lacks, or ``skip`` them.
 
     Shape:
         input logits ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for
@@ -76,6 +78,7 @@ class FocalLoss(VoxelLoss):
         reduction: Reduction = "mean",
         use_softmax: bool = False,
         ignore_index: IgnoreIndex = None,
+        absent: Absent = "count",
     ) -> None:
         arguments.check_arguments(FocalLoss.__init__, locals())
         super().__init__(
@@ -85,6 +88,7 @@ class FocalLoss(VoxelLoss):
             reduction=reduction,
             weight=weight,
             ignore_index=ignore_index,
+            absent=absent,
         )
         self.gamma = float(gamma)
         self.set_per_class("alpha", alpha, persistent=False)
@@ -107,6 +111,9 @@ class FocalLoss(VoxelLoss):
         negative = sums[self._negative] if self._negative in self.terms else None
         values = self._balanced(sums[self._positive], negative)  # B C'
         count = sums["count"][:, self.first_class(sums.num_channels) :]
+        counted = self.counted(sums)
+        if counted is not None:
+            values, count = torch.where(counted, values, 0.0), torch.where(counted, count, 0.0)
         if self.reduction == "mean":
             return values.sum() / divisor(count.sum())
         return (values / divisor(count)).sum()
@@ -149,8 +156,8 @@ class FocalLoss(VoxelLoss):
         num_channels = input.shape[1]
         activation = self.activation_for(num_channels)
         self.warn_about_one_channel(num_channels)
-        x, dense, multiplier = T.voxel_inputs(plain(input), target.ignoring(self.ignore_index, activation), activation)
-        parts = T.voxel_values(self.terms, activation, x, dense, None)
+        target = target.ignoring(self.ignore_index, activation).folded(activation)
+        parts, multiplier = T.voxel_maps(plain(input), target, self.terms, activation)
         values = self._balanced(parts[self._positive], parts.get(self._negative))
         if multiplier is None:
             return values

@@ -66,6 +66,9 @@ class HausdorffDTLoss(monai.losses.HausdorffDTLoss):
         parsed = Target.parse(target, input)
         if parsed.weight is not None:
             raise errors.fail("weight", "of voxels is not known to MONAI's Hausdorff losses; leave it out", "a weight")
+        if parsed.annotated is not None:
+            raise errors.fail("annotated", "is not known to MONAI's Hausdorff losses; leave it out", "partial labels")
+        parsed.check_values(input.shape[1])
         logits, dense, _ = voxel_inputs(plain(input), parsed, "none")
         if logits.numel() == 0:
             return logits.sum()

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from monai_losses_ext.arguments import check_arguments
 from monai_losses_ext.losses.base import (
+    Absent,
+    Batch,
     ClassWeights,
     NonNegative,
     Positive,
@@ -38,10 +40,11 @@ class TverskyLoss(OverlapLoss):
         reduction: ``mean`` over samples and classes, ``sum``, or ``none``.
         smooth_nr: added to the numerator.
         smooth_dr: added to the denominator.
-        batch: sum over the samples of a batch before the quotient.
+        batch: sum over the samples of a batch before the quotient; ``all_ranks``: over those of all processes.
         soft_label: count true positives so that a perfect soft prediction costs nothing.
         ignore_index: label, or list of labels, of the voxels that do not count.
         weight: one factor per class, or one for all.
+        absent: ``count`` a class that a sample lacks, or ``skip`` it, so that it is not in the mean.
 
     Shape:
         input ``[B, C, *S]``, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]``; result ``[]``, or for ``none``
@@ -75,10 +78,11 @@ class TverskyLoss(OverlapLoss):
         reduction: Reduction = "mean",
         smooth_nr: NonNegative = 1e-5,
         smooth_dr: NonNegative = 1e-5,
-        batch: bool = False,
+        batch: Batch = False,
         soft_label: bool = False,
         ignore_index: IgnoreIndex = None,
         weight: ClassWeights = None,
+        absent: Absent = "count",
     ) -> None:
         activation = activation_of(sigmoid, softmax, other_act)
         check_arguments(TverskyLoss.__init__, locals())
@@ -95,6 +99,7 @@ class TverskyLoss(OverlapLoss):
             reduction=reduction,
             weight=weight,
             ignore_index=ignore_index,
+            absent=absent,
         )
         self.set_per_class("alpha", alpha, persistent=False)
         self.set_per_class("beta", beta, persistent=False)
@@ -148,10 +153,11 @@ class FocalTverskyLoss(TverskyLoss):
         reduction: Reduction = "mean",
         smooth_nr: NonNegative = 1e-5,
         smooth_dr: NonNegative = 1e-5,
-        batch: bool = False,
+        batch: Batch = False,
         soft_label: bool = False,
         ignore_index: IgnoreIndex = None,
         weight: ClassWeights = None,
+        absent: Absent = "count",
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         check_arguments(FocalTverskyLoss.__init__, arguments)

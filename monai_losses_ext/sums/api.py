@@ -22,6 +22,7 @@ BACKENDS = ("auto", "chunked", "numba", "triton", "reference")
 HAS_NUMBA = is_installed("numba")
 HAS_TRITON = is_installed("triton")
 TRITON_MAX_CLASSES = 256
+NUM_VOLUMES = 8  # that the operator is handed, the logits first
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -40,8 +41,8 @@ def voxel_sums(
             float16, bfloat16, float32 or float64.
         target: index labels ``[B, *S]`` or ``[B, 1, *S]`` (C > 1), or dense labels ``[B, C, *S]``, one-hot or soft; any
             dtype. For one channel, ``[B, *S]`` and ``[B, 1, *S]`` are the dense label. Or a dictionary with such a
-            ``label`` and a ``distance`` map ``[B, C, *S]`` for the surface terms, or a ``weight`` per voxel
-            ``[B, 1, *S]``; see :class:`Target`.
+            ``label`` and what belongs to it: a ``distance`` map, a ``weight`` per voxel, ``regions``, a ``skeleton``,
+            ``annotated`` classes; see :class:`Target`.
         terms_: names from :mod:`monai_losses_ext.sums.terms`; the exponent of focal terms follows a colon.
         activation: ``softmax`` over the classes, ``sigmoid`` per class, or ``none``.
         ignore_index: one label or several whose voxels do not count; see :meth:`Target.ignoring`.
@@ -49,8 +50,9 @@ def voxel_sums(
             where they are installed and give the right numbers and the input is not float64; ``chunked`` otherwise.
 
     Returns:
-        One ``[B, C]`` tensor per term, differentiable once with respect to ``input`` where it depends on it: float64
-        for float64 input, float32 otherwise, whatever autocast says. The same input gives the same bits.
+        One ``[B, C]`` tensor per term, ``[B, C, R + 1]`` for a term of regions, ``[3, B, C, N]`` for ``bins:N``;
+        differentiable once with respect to ``input`` where it depends on it: float64 for float64 input, float32
+        otherwise, whatever autocast says. The same input gives the same bits.
 
     Raises:
         UserError: for an unknown term or activation, a backend that is unknown or cannot do this, and (on a CPU) for
@@ -66,10 +68,20 @@ def voxel_sums(
     """
     one_of("backend", backend, BACKENDS)
     target = target if isinstance(target, Target) else Target.parse(target, input)
-    terms.check(terms_, activation, target.distance is not None)
-    sums = compute(input, target.ignoring(ignore_index, activation), tuple(terms_), activation, backend)
-    values = zip(terms_, sums.unbind(0), strict=True)
-    return {term: value.detach() if term in terms.CONSTANT_TERMS else value for term, value in values}
+    terms.check(terms_, activation, target)
+    target = target.ignoring(ignore_index, activation).folded(activation)
+    sums = compute(input, target, tuple(terms_), activation, backend)
+    values = zip(terms_, sums.split([terms.rows(term, target.num_regions) for term in terms_]), strict=True)
+    return {term: _as_named(term, value) for term, value in values}
+
+
+def _as_named(term: str, value: Tensor) -> Tensor:
+    """Return the rows of a term in the shape that a user gets."""
+    name, number = terms.split(term)
+    value = value.detach() if name in terms.CONSTANT_TERMS else value
+    if name in terms.REGION_TERMS:
+        return value.permute(1, 2, 0)
+    return value.unflatten(0, (3, int(number))).permute(0, 2, 3, 1) if name == terms.BINS else value[0]
 
 
 def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: str, backend: str = "auto") -> Tensor:  # noqa: A002
@@ -85,8 +97,12 @@ def compute(input: Tensor, target: Target, terms_: tuple[str, ...], activation: 
         target.weight,
         target.distance if not terms.SURFACE_TERMS.isdisjoint(terms_) else None,
         target.mask,
+        target.annotated,
+        target.regions if any(term in terms.REGION_TERMS for term in terms_) else None,
+        target.skeleton if not terms.SKELETON_TERMS.isdisjoint(terms_) else None,
         target.ignored,
         target.is_index,
+        target.num_regions,
         ",".join(terms_),
         activation,
         _resolved(backend, logits),
@@ -138,13 +154,18 @@ def _voxel_sums(
     weight: Tensor | None,
     distance: Tensor | None,
     mask: Tensor | None,
+    annotated: Tensor | None,
+    regions: Tensor | None,
+    skeleton: Tensor | None,
     ignored: Sequence[int],
     is_index: bool,
+    num_regions: int,
     term_list: str,
     activation: str,
     backend: str,
 ) -> Tensor:
-    target = Target(label, is_index, None, weight, distance, tuple(ignored), mask)
+    maps = annotated, regions, skeleton, num_regions
+    target = Target(label, is_index, None, weight, distance, tuple(ignored), mask, True, *maps)
     with torch.autocast(logits.device.type, enabled=False):
         names = term_list.split(",")
         return _module(backend, logits, target, names, activation).forward(logits, target, names, activation)
@@ -158,13 +179,18 @@ def _voxel_sums_backward(
     weight: Tensor | None,
     distance: Tensor | None,
     mask: Tensor | None,
+    annotated: Tensor | None,
+    regions: Tensor | None,
+    skeleton: Tensor | None,
     ignored: Sequence[int],
     is_index: bool,
+    num_regions: int,
     term_list: str,
     activation: str,
     backend: str,
 ) -> Tensor:
-    target = Target(label, is_index, None, weight, distance, tuple(ignored), mask)
+    maps = annotated, regions, skeleton, num_regions
+    target = Target(label, is_index, None, weight, distance, tuple(ignored), mask, True, *maps)
     with torch.autocast(logits.device.type, enabled=False):
         names = term_list.split(",")
         module = _module(backend, logits, target, names, activation)
@@ -172,12 +198,11 @@ def _voxel_sums_backward(
 
 
 @_voxel_sums.register_fake
-def _(
-    logits: Tensor, label: Tensor, weight: Any, distance: Any, mask: Any, ignored: Any, is_index: bool, term_list: str,
-    *_: Any,
-) -> Tensor:  # fmt: skip
+def _(logits: Tensor, *inputs: Any) -> Tensor:
+    num_regions, term_list, *_ = inputs[-4:]
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty((term_list.count(",") + 1, *logits.shape[:2]), dtype=dtype)
+    num_rows = sum(terms.rows(term, num_regions) for term in term_list.split(","))
+    return logits.new_empty((num_rows, *logits.shape[:2]), dtype=dtype)
 
 
 @_voxel_sums_backward.register_fake
@@ -186,14 +211,13 @@ def _(grad_sums: Tensor, logits: Tensor, *_: Any) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *volumes, ignored, is_index, term_list, activation, backend = inputs
-    ctx.save_for_backward(*volumes)
-    ctx.options = ignored, is_index, term_list, activation, backend
+    ctx.save_for_backward(*inputs[:NUM_VOLUMES])
+    ctx.options = inputs[NUM_VOLUMES:]
 
 
 def _backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
     grad = _voxel_sums_backward(grad_sums, *ctx.saved_tensors, *ctx.options)
-    return grad, *[None] * 9
+    return grad, *[None] * (NUM_VOLUMES - 1 + len(ctx.options))
 
 
 def _second_backward(ctx: Any, grad: Tensor) -> None:

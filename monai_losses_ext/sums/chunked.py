@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,14 +26,15 @@ def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: st
     """Compute the sums; arguments and result as in :func:`terms.reference_sums`."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     home = "cpu" if logits.device.type == "mps" else logits.device  # which has no float64
-    total = torch.zeros(len(terms), *logits.shape[:2], dtype=torch.float64, device=home)
+    num_rows = sum(T.rows(term, target.num_regions) for term in terms)
+    total = torch.zeros(num_rows, *logits.shape[:2], dtype=torch.float64, device=home)
     parts = list(_parts(logits, target))
-    sums = logits.new_zeros(len(parts), len(terms), logits.shape[1], dtype=dtype)
+    sums = logits.new_zeros(len(parts), num_rows, logits.shape[1], dtype=dtype)
 
     def work(i: int) -> None:
         _, x, part = parts[i]
         part.check_values(logits.shape[1])
-        sums[i] = _sums(x, part, terms, activation)[:, 0]
+        sums[i] = T.definition(x, part, terms, activation)[:, 0]
 
     _share(work, len(parts), logits)
     for (place, *_), value in zip(parts, sums.to(home), strict=True):  # in this order, whoever computed them
@@ -50,32 +50,11 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
     def work(i: int) -> None:
         place, x, part = parts[i]
         # Within an operator torch records nothing for backward(), but vjp does.
-        _, pull = torch.func.vjp(lambda x: _sums(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
+        _, pull = torch.func.vjp(lambda x: T.definition(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
         gradient[place] = pull(grad_sums[:, place[0]])[0]
 
     _share(work, len(parts), logits)
     return gradient
-
-
-def _sums(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
-    """Return the sums of a part, ``[T, B, C]``, by the definition, in the dtype of its arithmetic."""
-    x, dense, distance, multiplier = _inputs(logits, target)
-    values = T.voxel_values(terms, activation, x, dense, distance)
-    products = (values[term] if multiplier is None else values[term] * multiplier for term in terms)
-    return torch.stack([product.flatten(2).sum(2) for product in products])
-
-
-def _inputs(logits: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return :func:`terms.voxel_inputs` and the distance map of a part, unchecked."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    if target.is_index and not target.ignored:  # floats are compared eight at a time
-        target = replace(target, label=target.label.to(dtype))
-    x, dense, multiplier = logits.to(dtype), target.dense(logits.shape[1], dtype), target.multiplier(dtype)
-    distance = None if target.distance is None else target.distance.to(dtype)
-    if multiplier is not None:  # nothing that stands where a voxel does not count may reach the others
-        x, dense = torch.where(multiplier > 0, x, 0.0), torch.where(multiplier > 0, dense, 0.0)
-        distance = None if distance is None else torch.where(multiplier > 0, distance, 0.0)
-    return x, dense, distance, multiplier
 
 
 def _parts(logits: Tensor, target: Target) -> Iterator[Part]:

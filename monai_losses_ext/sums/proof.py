@@ -60,6 +60,7 @@ def _first_difference(backend: ModuleType, device: str) -> str | None:
 def _difference(backend: ModuleType, device: str, activation: str) -> str | None:
     """Return what a backend computes otherwise than the definition, in words, or None."""
     logits, target, terms = _problem(device, activation)
+    terms = tuple(term for term in terms if T.split(term)[0] in getattr(backend, "TERMS", T.split(term)))
     slopes = torch.linspace(-1, 2, len(terms) * 6, device=device).reshape(len(terms), 2, 3)
     leaf = logits.clone()
     with torch.autocast(device, enabled=False), torch.inference_mode(False):

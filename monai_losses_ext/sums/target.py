@@ -16,12 +16,15 @@ from torch import Tensor
 from monai_losses_ext.errors import ShapeError, fail, nearest
 
 LABEL, DISTANCE, WEIGHT = "label", "distance", "weight"
-KEYS = (LABEL, DISTANCE, WEIGHT)
+ANNOTATED, REGIONS, SKELETON = "annotated", "regions", "skeleton"
+KEYS = (LABEL, DISTANCE, WEIGHT, ANNOTATED, REGIONS, SKELETON)
 IgnoreIndex = int | Sequence[int] | None
 
 _INTERPOLATED = " Were labels resampled with an interpolation other than nearest?"
 _RESCALE = " A mask of 0 and 255 is divided by 255; a label map needs an input with a channel per class."
 _IGNORE = " A label that should not count goes into ignore_index."
+# Parts of a target that have the spatial axes of the input.
+VOLUMES = ("label", "weight", "distance", "mask", "regions", "skeleton")
 _DETACH = "must not require a gradient (none is computed for it); detach it"
 # Types that torch has no arithmetic for.
 _WIDENED = (torch.uint16, torch.uint32, torch.uint64)
@@ -39,6 +42,11 @@ class Target:
         distance: signed distance maps, ``[B, C, *S]`` in mm; None where none came along.
         ignored: index labels of voxels that do not count. Read where the label is, so that no mask is made of them.
         has_channel_axis: whether the label came with one.
+        annotated: the classes that each case was annotated for, ``[B, C]`` bool; None: all.
+        regions: the region of each voxel, ``[B, K, *S]`` of whole numbers, 0 for none; its channels are the last K of
+            the classes, all of them or all but the background.
+        skeleton: index labels ``[B, 1, *S]`` or masks ``[B, C, *S]`` of thin tubes within the reference.
+        num_regions: the largest id of a region.
         mask: True where a voxel counts, ``[B, 1, *S]``, or ``[B, C, *S]`` where channels differ in that; None: all.
             It is for dense labels; for index labels there is ``ignored``.
     """
@@ -51,6 +59,10 @@ class Target:
     ignored: tuple[int, ...] = ()
     mask: Tensor | None = None
     has_channel_axis: bool = True
+    annotated: Tensor | None = None
+    regions: Tensor | None = None
+    skeleton: Tensor | None = None
+    num_regions: int = 0
 
     @staticmethod
     def parse(target: Tensor | Mapping[str, Any] | Target, input: Tensor) -> Target:  # noqa: A002 - MONAI's name
@@ -85,8 +97,20 @@ class Target:
                 rule = f"must have the input's shape {list(input.shape)}"
                 raise ShapeError(f"{DISTANCE}: {rule}; got {list(distance.shape)}.")
             distance = distance if distance.is_floating_point() else distance.float()
-        is_index = label.shape[1] < input.shape[1]
-        return Target(label, is_index, affine, weight, distance, has_channel_axis=has_channel_axis)
+        annotated, regions, skeleton = (parts.get(key) for key in (ANNOTATED, REGIONS, SKELETON))
+        regions = None if regions is None else _regions(_volume(REGIONS, regions, input), input)
+        return Target(
+            label,
+            label.shape[1] < input.shape[1],
+            affine,
+            weight,
+            distance,
+            has_channel_axis=has_channel_axis,
+            annotated=None if annotated is None else _annotated(_volume(ANNOTATED, annotated, input), input),
+            regions=regions,
+            skeleton=None if skeleton is None else _skeleton(_volume(SKELETON, skeleton, input), input),
+            num_regions=0 if regions is None else _largest(regions),
+        )
 
     def _fitting(self, input: Tensor) -> Target:  # noqa: A002
         """Return this target where it is one of the input, by shape and device; raise where it is not."""
@@ -128,15 +152,34 @@ class Target:
             return ~marked
         return ~marked.any(1, keepdim=True) & (label != 0).any(1, keepdim=True)
 
+    def folded(self, activation: str) -> Target:
+        """Return the same target with each class that a case was not annotated for as one with its background.
+
+        Only where classes exclude each other: a channel of a sigmoid stands for itself. The background counts as
+        annotated, and a label to ignore stays one.
+        """
+        if self.annotated is None or activation == "sigmoid" or self.annotated.shape[1] == 1:
+            return self
+        annotated = self.annotated.clone()
+        annotated[:, 0] = True
+        num_classes, one_each = annotated.shape[1], [1] * (self.label.ndim - 2)
+        if not self.is_index:
+            counts = annotated.view(-1, num_classes, *one_each)
+            rest = torch.where(counts, 0, self.label).sum(1, keepdim=True, dtype=self.label.dtype)
+            label = torch.where(counts, self.label, 0)
+            return replace(self, label=torch.cat([label[:, :1] + rest, label[:, 1:]], 1), annotated=annotated)
+        known = annotated.clone()
+        known[:, [value for value in self.ignored if 0 <= value < num_classes]] = True
+        inside = self.label.long().clamp(0, num_classes - 1)
+        is_known = known.gather(1, inside.flatten(1)).view_as(inside)
+        return replace(self, label=self.label.masked_fill(~is_known & (self.label == inside), 0), annotated=annotated)
+
     def part(self, index: Any) -> Target:
         """Return the target of a part of the volumes; the index is that of a tensor ``[B, C, *S]``."""
-
-        def cut(volume: Tensor | None) -> Tensor | None:
-            return None if volume is None else volume[index]
-
-        return replace(
-            self, label=self.label[index], weight=cut(self.weight), distance=cut(self.distance), mask=cut(self.mask)
-        )
+        samples = index[0] if isinstance(index, tuple) else index
+        cut = {name: volume[index] for name in VOLUMES if (volume := getattr(self, name)) is not None}
+        annotated = self.annotated if self.annotated is None or samples is ... else self.annotated[samples]
+        return replace(self, **cut, annotated=annotated)
 
     def counted(self) -> Tensor | None:
         """Return where voxels count, ``[B, 1 or C, *S]`` bool, whatever says so; None where all do."""
@@ -162,8 +205,16 @@ class Target:
             dense = self.label.to(dtype)
             return dense if counted is None else dense.masked_fill(~counted, 0.0)
         classes = torch.arange(num_classes, device=self.label.device).view(1, -1, *[1] * (self.label.ndim - 2))
-        one_hot = self.label == classes
+        # Floats are compared eight at a time; a label that is ignored may be beyond them.
+        one_hot = (self.label if self.ignored else self.label.to(dtype)) == classes
         return (one_hot if counted is None else one_hot & counted).to(dtype)
+
+    def dense_skeleton(self, num_classes: int) -> Tensor | None:
+        """Return the skeleton as ``[B, C, *S]``."""
+        if self.skeleton is None or self.skeleton.shape[1] == num_classes:
+            return self.skeleton
+        classes = torch.arange(num_classes, device=self.skeleton.device)
+        return self.skeleton == classes.view(1, -1, *[1] * (self.skeleton.ndim - 2))
 
     def check_values(self, num_classes: int) -> None:
         """Refuse labels that cannot be right: out of range, fractional, dense beyond 0 and 1, or a negative weight.
@@ -187,7 +238,7 @@ class Target:
 
 
 def label_of(target: Tensor | Mapping[str, Any] | Target) -> Tensor:
-    """Return the label of a target, as it came: for a loss that is not of this package.
+    """Return the label of a target, as it came.
 
     Raises:
         UserError: where there is none.
@@ -200,6 +251,21 @@ def label_of(target: Tensor | Mapping[str, Any] | Target) -> Tensor:
         got = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
         raise fail("target", f"must be a tensor, or a dictionary with {LABEL!r} (and {', '.join(KEYS[1:])})", got)
     return label
+
+
+def label_alone(target: Tensor | Mapping[str, Any] | Target) -> Tensor:
+    """Return the label of a target for a loss that knows nothing else, because it is not of this package.
+
+    Raises:
+        UserError: where there is none, or it does not tell all: classes were not annotated.
+    """
+    annotated = target.annotated if isinstance(target, Target) else None
+    if isinstance(target, Mapping) and isinstance(target.get(ANNOTATED), Tensor):
+        annotated = target[ANNOTATED]
+    if annotated is not None and not bool(annotated.all()):
+        rule = "is known to the losses of this package alone; leave it, or the other loss, out"
+        raise fail(ANNOTATED, rule, "cases in which not all classes are annotated")
+    return label_of(target)
 
 
 def labels(ignore_index: Any) -> tuple[int, ...] | None:
@@ -274,6 +340,47 @@ def _voxel_weight(weight: Tensor, input: Tensor) -> Tensor:  # noqa: A002
     if weight.shape != expected:
         raise ShapeError(f"{WEIGHT}: must be [B, 1, *S], here {list(expected)}; got {list(weight.shape)}.")
     return weight if weight.is_floating_point() else weight.float()
+
+
+def _annotated(annotated: Tensor, input: Tensor) -> Tensor | None:  # noqa: A002
+    """Return which classes of which case were annotated; None where a look at the values costs nothing and all were."""
+    if annotated.shape != input.shape[:2]:
+        raise ShapeError(f"{ANNOTATED}: must be [B, C], here {list(input.shape[:2])}; got {list(annotated.shape)}.")
+    annotated = annotated != 0
+    on_cpu = annotated.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if on_cpu and annotated.all() else annotated
+
+
+def _regions(regions: Tensor, input: Tensor) -> Tensor:  # noqa: A002
+    """Return ids of regions, whole numbers ``[B, K, *S]``."""
+    num_classes = input.shape[1]
+    channels = [num_classes] if num_classes == 1 else [num_classes - 1, num_classes]
+    fits = regions.ndim == input.ndim and regions.shape[0] == input.shape[0] and regions.shape[2:] == input.shape[2:]
+    if not fits or regions.shape[1] not in channels:
+        expected = [[input.shape[0], channel, *input.shape[2:]] for channel in channels]
+        rule = "must be [B, C, *S], or [B, C - 1, *S] without the background, here "
+        raise ShapeError(f"{REGIONS}: {rule}{' or '.join(map(str, expected))}; got {list(regions.shape)}.")
+    return regions.long() if regions.is_floating_point() or regions.dtype == torch.bool else regions
+
+
+def _largest(regions: Tensor) -> int:
+    """Return the largest id; it must be known before the sums are, so a GPU waits for it."""
+    if not regions.numel():
+        return 0
+    low, high = (int(value) for value in torch.aminmax(regions))
+    if low < 0:
+        raise fail(REGIONS, "ids are whole numbers of at least 0, 0 for no region", low)
+    return high
+
+
+def _skeleton(skeleton: Tensor, input: Tensor) -> Tensor:  # noqa: A002
+    """Return a skeleton as ``[B, 1, *S]`` or ``[B, C, *S]``."""
+    skeleton = skeleton.unsqueeze(1) if skeleton.ndim == input.ndim - 1 else skeleton
+    fits = skeleton.ndim == input.ndim and skeleton.shape[1] in (1, input.shape[1])
+    if not fits or skeleton.shape[0] != input.shape[0] or skeleton.shape[2:] != input.shape[2:]:
+        rule = f"must be [B, 1, *S] or [B, C, *S] of the input's shape {list(input.shape)}"
+        raise ShapeError(f"{SKELETON}: {rule}; got {list(skeleton.shape)}.")
+    return skeleton
 
 
 def _check_index(labels: Tensor, num_classes: int) -> None:

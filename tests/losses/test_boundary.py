@@ -287,5 +287,5 @@ def test_errors_are_one_line():
     for distance, got in ((torch.zeros(1, 2, 4, device="meta"), "'meta'"), ([1.0], "'list'")):
         with pytest.raises(ValueError, match=rf"^distance: must be a tensor on the input's device, cpu; got {got}\.$"):
             loss(torch.zeros(1, 2, 4), {"label": torch.zeros(1, 4), "distance": distance})
-    with pytest.raises(ValueError, match=r"absent: must be one of far, zero; got 'fat'\. Did you mean 'far'\?"):
+    with pytest.raises(ValueError, match=r"absent: must be one of far, zero, skip; got 'fat'\. Did you mean 'far'\?"):
         get_loss({"type": "boundary", "absent": "fat"})

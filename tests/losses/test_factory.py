@@ -59,7 +59,7 @@ INVALID = [
     ({"type": "tverskyy"}, "Did you mean 'tversky'"),
     ({"type": "dice", "smoth_nr": 1}, "Did you mean 'smooth_nr'"),
     ({"type": "focal", "gamma": "2"}, "loss: focal: gamma: must be a number of at least 0; got '2'"),
-    ({"type": "dice", "batch": "yes"}, "batch: must be true or false; got 'yes'"),
+    ({"type": "dice", "batch": "yes"}, "batch: must be true or false or 'all_ranks'; got 'yes'"),
     ({"type": "compound", "components": []}, "at least one loss"),
     ({"type": "compound", "componets": ["dice"]}, "Did you mean 'components'"),
     ({"type": "compound", "components": [{"type": "compound", "components": ["dice"]}]}, "do not nest"),

@@ -149,7 +149,7 @@ def test_the_operator_compiles_whole_and_keeps_its_contract():
         value = function(leaf, labels)
         results.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
     torch.testing.assert_close(results[0], results[1])
-    arguments = (x.requires_grad_(), labels, None, None, None, (), True, "tp,pred,ce", "softmax", "numba")
+    arguments = (x.requires_grad_(), labels, *[None] * 6, (), True, 0, "tp,pred,ce", "softmax", "numba")
     torch.library.opcheck(torch.ops.monai_losses_ext.voxel_sums.default, arguments)
 
 

@@ -339,8 +339,8 @@ def test_a_new_term_runs_everywhere_on_its_first_day(monkeypatch):
     """Terms are defined in terms.py alone; kernels decline what they do not know, and the chunks compute it."""
     values = terms.voxel_values
 
-    def with_cubes(names, activation, logits, target, distance):
-        found = values([name for name in names if name != "pred_cubed"], activation, logits, target, distance)
+    def with_cubes(names, activation, logits, *others):
+        found = values([name for name in names if name != "pred_cubed"], activation, logits, *others)
         return {**found, "pred_cubed": torch.softmax(logits, 1) ** 3}
 
     monkeypatch.setattr(terms, "PLAIN_TERMS", (*terms.PLAIN_TERMS, "pred_cubed"))

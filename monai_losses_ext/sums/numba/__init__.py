@@ -4,6 +4,6 @@
 
 from __future__ import annotations
 
-from monai_losses_ext.sums.numba.launch import backward, forward, supports
+from monai_losses_ext.sums.numba.launch import TERMS, backward, forward, supports
 
-__all__ = ["backward", "forward", "supports"]
+__all__ = ["TERMS", "backward", "forward", "supports"]

@@ -35,6 +35,7 @@ CODES = {
     "ce": K.CE, "ce_neg": K.CE_NEG, "logp": K.LOGP, "focal": K.FOCAL, "focal_neg": K.FOCAL_NEG,
     "surface": K.SURFACE, "surface_min": K.SURFACE_MIN, "count": K.COUNT,
 }  # fmt: skip
+TERMS = frozenset(CODES)
 LOGIT_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 NO_VOLUME = [0] * 10
 NO_SUMS, NO_SLOPES = np.empty((0, 0, 0)), np.empty((0, 0, 0), np.float32)
@@ -48,6 +49,7 @@ def supports(logits: Tensor, target: Target, terms: Sequence[str], activation: s
         and logits.dtype in LOGIT_TYPES
         and 3 <= logits.ndim <= 5
         and activation in ACTIVATIONS
+        and target.annotated is None
         and all(volume is None or volume.dtype in KINDS for volume in volumes)
         and all(abs(label) < 2**24 for label in target.ignored)
         and _coded(tuple(terms)) is not None

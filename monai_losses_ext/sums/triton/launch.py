@@ -31,8 +31,15 @@ GRADIENT_TILES = {
     4: (256, 4, 2), 8: (512, 4, 4), 16: (128, 4, 1), 32: (128, 4, 2), 64: (64, 4, 2), 128: (32, 4, 4), 256: (32, 4, 4),
 }  # fmt: skip
 MANY_TERMS = 6
+# What the kernels compute: neither skeletons nor sums by regions or bins, nor cases annotated in part.
+TERMS = frozenset({*T.PLAIN_TERMS, *T.FOCAL_TERMS} - T.SKELETON_TERMS)
 # Rows and sums that one program of the last kernel adds up at once, and its warps: most often all of its rows.
 ROWS, SUMS, TOTAL_WARPS = 512, 8, 8
+
+
+def supports(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> bool:
+    """Tell whether the kernels compute this; what they do not is for ``chunked``."""
+    return target.annotated is None and all(T.split(term)[0] in TERMS for term in terms)
 
 
 def forward(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:
