@@ -68,9 +68,10 @@ def voxel_sums(
     """
     one_of("backend", backend, BACKENDS)
     target = target if isinstance(target, Target) else Target.parse(target, input)
+    terms_ = tuple(dict.fromkeys(terms_))
     terms.check(terms_, activation, target)
     target = target.ignoring(ignore_index, activation).folded(activation)
-    sums = compute(input, target, tuple(terms_), activation, backend)
+    sums = compute(input, target, terms_, activation, backend)
     values = zip(terms_, sums.split([terms.rows(term, target.num_regions) for term in terms_]), strict=True)
     return {term: _as_named(term, value) for term, value in values}
 

@@ -8,6 +8,7 @@ import functools
 import importlib
 import threading
 import warnings
+from dataclasses import replace
 from types import ModuleType
 
 import torch
@@ -61,13 +62,14 @@ def _difference(backend: ModuleType, device: str, activation: str) -> str | None
     """Return what a backend computes otherwise than the definition, in words, or None."""
     logits, target, terms = _problem(device, activation)
     terms = tuple(term for term in terms if T.split(term)[0] in getattr(backend, "TERMS", T.split(term)))
-    slopes = torch.linspace(-1, 2, len(terms) * 6, device=device).reshape(len(terms), 2, 3)
+    num_rows = [T.rows(term, target.num_regions) for term in terms]
+    slopes = torch.linspace(-1, 2, sum(num_rows) * 6, device=device).reshape(-1, 2, 3)
     leaf = logits.clone()
     with torch.autocast(device, enabled=False), torch.inference_mode(False):
         expected, pull = torch.func.vjp(lambda x: T.reference_sums(x, target, terms, activation), leaf)  # type: ignore[misc]
         sums = backend.forward(logits, target, terms, activation)
         gradient = backend.backward(slopes, logits, target, terms, activation)
-        for term, mine, right in zip(terms, sums, expected, strict=True):
+        for term, mine, right in zip(terms, sums.split(num_rows), expected.split(num_rows), strict=True):
             if not torch.allclose(mine, right, rtol=TOLERANCE, atol=TOLERANCE):
                 return f"{term} of {activation}"
         if not torch.allclose(gradient, pull(slopes)[0], rtol=TOLERANCE, atol=TOLERANCE):
@@ -80,16 +82,24 @@ def _problem(device: str, activation: str) -> tuple[Tensor, Target, tuple[str, .
     shape = (2, 3, 5, 31)
     count = torch.arange(2 * 3 * 5 * 31, device=device).reshape(shape)
     values = ((count * 37 % 101).float() / 25 - 2).to(device)
-    distance = ((count * 53 % 97).float() / 20 - 2).to(device)
-    weight = ((count[:, :1] * 29 % 7).float() / 3).to(device)  # a seventh of the voxels does not count
     label = count[:, :1] * 11 % 4  # 3 is ignored
-    terms = tuple(term for term in T.PLAIN_TERMS if activation == "sigmoid" or term not in T.SIGMOID_TERMS)
+    target = Target(
+        label,
+        True,
+        weight=(count[:, :1] * 29 % 7).float() / 3,  # a seventh of the voxels does not count
+        distance=(count * 53 % 97).float() / 20 - 2,
+        ignored=(3,),
+        regions=count[:, 1:] * 7 % 4,
+        skeleton=label * (count[:, :1] % 2),
+        num_regions=3,
+    )
+    terms = (*T.PLAIN_TERMS, *T.REGION_TERMS, *(f"{name}:{gamma}" for name in T.FOCAL_TERMS for gamma in (0.5, 2.0)))
+    terms = (*terms, T.bins(3))
+    if activation != "sigmoid":
+        terms = tuple(term for term in terms if T.split(term)[0] not in T.SIGMOID_TERMS)
     if activation == "none":
-        terms = tuple(term for term in terms if term not in T.LOG_TERMS)
-    else:
-        names = T.FOCAL_TERMS if activation == "sigmoid" else T.FOCAL_TERMS[:1]
-        terms += tuple(f"{name}:{gamma}" for name in names for gamma in (0.5, 2.0))
+        terms = tuple(term for term in terms if T.split(term)[0] not in T.LOG_TERMS)
     if activation == "softmax":
-        return values, Target(label, True, None, weight, distance, (3,)), terms
+        return values, target, terms
     soft = (count * 17 % 23).float() / 22
-    return values, Target(soft, False, None, weight, distance, (), label != 3), terms
+    return values, replace(target, label=soft, is_index=False, ignored=(), mask=label != 3), terms

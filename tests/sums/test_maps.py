@@ -10,7 +10,7 @@ import torch
 from monai_losses_ext.sums import Target, voxel_sums
 from monai_losses_ext.sums.api import HAS_NUMBA
 
-BACKENDS = ["reference", "chunked", *["auto"] * HAS_NUMBA]
+BACKENDS = ["reference", "chunked", *["numba"] * HAS_NUMBA]
 REGION_TERMS = ["region_tp", "region_pred", "region_ref", "region_ce", "region_count"]
 SHAPE = (5, 6, 7)
 
@@ -38,6 +38,7 @@ def one_hot(labels, num_classes):
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sums_over_regions_are_sums_over_their_voxels(backend, activation, dtype):
+    backend = "auto" if backend == "numba" and dtype == torch.float64 else backend
     x, labels, weight, regions, _ = volumes(dtype=dtype)
     g = one_hot(labels, 4)
     target = {"label": labels if activation == "softmax" else g, "weight": weight, "regions": regions}
@@ -135,6 +136,7 @@ def merged(x, labels, annotated):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_classes_without_annotation_are_one_with_the_background(backend, dtype, is_dense):
+    backend = "auto" if backend == "numba" and dtype == torch.float64 else backend
     x, labels, weight, *_ = volumes(dtype=dtype)
     target = {"label": one_hot(labels, 4) if is_dense else labels, "weight": weight, "annotated": PARTIAL}
     leaf = x.clone().requires_grad_()

@@ -189,7 +189,7 @@ def test_whatever_is_wrong_with_kernels_is_found(wrong):
 
 def test_a_problem_for_the_proof_covers_every_term():
     covered = {terms.split(term)[0] for a in terms.ACTIVATIONS for term in proof._problem("cpu", a)[2]}
-    assert covered == {*terms.PLAIN_TERMS, *terms.FOCAL_TERMS}
+    assert covered == {*terms.PLAIN_TERMS, *terms.FOCAL_TERMS, *terms.REGION_TERMS, terms.BINS}
 
 
 TINY = """

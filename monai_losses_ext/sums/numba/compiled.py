@@ -15,7 +15,14 @@ from monai_losses_ext.sums.numba import kernels as K  # noqa: N812
 from monai_losses_ext.sums.numba.cache import compiled
 
 _LOCK = threading.Lock()
-SIGNATURE = types.void(types.int64[::1], types.float32[::1], types.float64[:, :, ::1], types.float32[:, :, ::1])
+SIGNATURE = types.void(
+    types.int64[::1],
+    types.float32[::1],
+    types.float64[:, :, ::1],
+    types.float32[:, :, ::1],
+    types.float32[:, ::1],
+    types.int64[::1],
+)
 Kernel = Callable[..., None]
 
 

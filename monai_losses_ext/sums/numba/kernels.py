@@ -20,29 +20,45 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-# A job is one array of int64: this header, the volumes, the codes of the terms, the labels to ignore.
+# A job is one array of int64: this header, the volumes, the first row of each term that has a code (-1 where it is not
+# asked for), the codes of the terms and their first rows, the labels to ignore, and which classes each sample was
+# annotated for.
 COUNTER, WRONG, NUM_CLASSES, NUM_VOXELS, NUM_PIECES, PIECES, PIECE, TILE = range(8)
-ACTIVATION, IS_INDEX, MASKS_CHANNELS, NUM_TERMS, NUM_IGNORED = range(8, 13)
+ACTIVATION, IS_INDEX, MASKS_CHANNELS, NUM_TERMS, NUM_IGNORED, MERGES, FIRST_REGION, INDEX_SKELETON = range(8, 16)
 # A volume: the address, or 0 for none; the kind of number; strides of sample and channel; lengths of the last two
 # spatial axes and strides of all three, in elements, with axes merged where they can be.
 ADDRESS, KIND, SIZE, SAMPLE, CHANNEL, ROWS, COLUMNS, STRIDE_0, STRIDE_1, STRIDE_2 = range(10)
 # As int64: numba compiles a function anew for each Python number that it is handed.
-FIRST, LOGITS, LABEL, WEIGHT, MASK, DISTANCE, GRADIENT = map(np.int64, (0, *range(16, 76, 10)))
-CODES = 76
+FIRST = np.int64(0)
+LOGITS, LABEL, WEIGHT, MASK, DISTANCE, SKELETON, REGIONS, GRADIENT = map(np.int64, range(16, 96, 10))
+ROW_OF = 96
 
 SOFTMAX, SIGMOID, NONE = range(3)
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64, UINT8, INT8, INT16, INT32, INT64 = range(9)
 TP, PRED, PRED_SQ, REF, REF_SQ, ABS_DIFF, CE, CE_NEG = range(8)
-LOGP, FOCAL, FOCAL_NEG, SURFACE, SURFACE_MIN, COUNT = range(8, 14)
+LOGP, FOCAL, FOCAL_NEG, SURFACE, SURFACE_MIN, COUNT, SKELETON_SUM, SKELETON_REF = range(8, 16)
+REGION_TP, REGION_PRED, REGION_REF, REGION_CE, REGION_COUNT, BINS = map(np.int64, range(16, 22))
+NUM_CODES = 22
+CODES = ROW_OF + NUM_CODES
+
+# Rows of a tile's buffers: of each voxel the largest logit, 1 / the sum of powers of e and the -log of that, -log p,
+# 1 - p and -log of it, the reference, its product with the weight, the weight, the maps, and what slopes add up to.
+TOP, SCALE, LOG_SCALE, LOGP_, LOGQ, Q, G, GW, W, PHI, LABELS, COUNTED, BY_P, BY_LOGP, DOT, THIN, IDS, CE_, MERGED = (
+    range(19)
+)
+NUM_BUFFERS = 19
 
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 LARGEST = np.float32(np.finfo(np.float32).max)
+MINUS_INFINITY = np.float32(-np.inf)
 TINY = np.float32(1e-30)  # instead of 1 - p = 0 under a negative exponent
 IGNORED, OUTSIDE = np.float32(-1e30), np.float32(-2e30)  # instead of a label that does not count, or is no class
 
 # Never a promise that there is no NaN and no infinity: both must come out as they went in.
 ENTRY = {"nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
 LOOPS = {**ENTRY, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Each function is optimized anew with whatever calls it, so the outer ones are one with their caller.
+OUTER = {**LOOPS, "inline": "always"}
 EXACT = {**LOOPS, "fastmath": {"contract"}, "forceinline": True}
 
 
@@ -336,7 +352,7 @@ def read(job, volume, b, c, v, n, out, raw):
     done = 0
     while done < n:
         offset, follow = place(job, volume, b, c, v + done)
-        m = min(n - done, follow)
+        m = follow if follow < n - done else n - done
         address = job[volume + ADDRESS] + offset * size
         if step != 1:
             gather(address, size, step, m, raw)
@@ -359,7 +375,7 @@ def write(job, b, c, v, n, values, raw):
     done = 0
     while done < n:
         offset, follow = place(job, GRADIENT, b, c, v + done)
-        m = min(n - done, follow)
+        m = follow if follow < n - done else n - done
         address = job[GRADIENT + ADDRESS] + offset * job[GRADIENT + SIZE]
         span, floats = (m - 1) * step + 1, values[done : done + m]
         if kind == FLOAT32 and step == 1:
@@ -381,7 +397,7 @@ def write(job, b, c, v, n, values, raw):
 def mark_labels(job, n, labels):
     """Put IGNORED where labels do not count and OUTSIDE where they are no class; tell whether there are such."""
     for k in range(job[NUM_IGNORED]):
-        ignored = np.float32(job[CODES + job[NUM_TERMS] + k])
+        ignored = np.float32(job[CODES + 2 * job[NUM_TERMS] + k])
         for i in range(n):
             labels[i] = IGNORED if labels[i] == ignored else labels[i]
     last, wrong = np.float32(job[NUM_CLASSES] - 1), ZERO
@@ -441,34 +457,73 @@ def mark_index(k, n, labels, w, g, gw):
 
 
 @njit(**LOOPS)
-def raise_top(c, n, x, top, s):
-    """Keep the largest logit of each voxel in top, and set s to 0."""
-    if c == 0:
-        for i in range(n):
-            top[i] = x[i]
-            s[i] = ZERO
-    else:
-        for i in range(n):
-            top[i] = x[i] if x[i] > top[i] else top[i]
+def counts(job, b, c):
+    """Tell whether a class has sums of its own: whether the sample was annotated for it."""
+    if job[MERGES] == 0:
+        return True
+    return job[CODES + 2 * job[NUM_TERMS] + job[NUM_IGNORED] + b * job[NUM_CLASSES] + c] != 0
 
 
 @njit(**LOOPS)
-def softmax_tile(num_classes, n, logs, d, e, top, s, ls, dot):
-    """Make logits in d less by the largest of their voxel, fill e with e^d, s with 1 / sum of e, ls with its -log."""
-    for c in range(num_classes):
-        x, y = d[c], e[c]
-        for i in range(n):
-            below = x[i] - top[i]
-            power = exp(below)
-            x[i] = below
-            y[i] = power
-            s[i] += power
+def merge(job, b, n, d, merged):
+    """Put the logarithm of the background's and all unannotated classes' sum of powers of e in place of its logit.
+
+    The logit itself goes to the last row of d.
+    """
+    own, first, num_classes = d[job[NUM_CLASSES]], d[0], job[NUM_CLASSES]
+    for i in range(n):
+        own[i] = first[i]
+    for c in range(1, num_classes):
+        if not counts(job, b, c):
+            x = d[c]
+            for i in range(n):
+                first[i] = x[i] if x[i] > first[i] else first[i]
+    for i in range(n):
+        first[i] = -LARGEST if first[i] < -LARGEST else first[i]
+        merged[i] = exp(own[i] - first[i])
+    for c in range(1, num_classes):
+        if not counts(job, b, c):
+            x = d[c]
+            for i in range(n):
+                merged[i] += exp(x[i] - first[i])
+    for i in range(n):
+        first[i] = MINUS_INFINITY if merged[i] == ZERO else first[i] + log(merged[i])
+        merged[i] = first[i]
+
+
+@njit(**LOOPS)
+def share(n, x, merged, of, out):
+    """Fill out with a class's share of the background that it is part of: its gradient, from that of the whole."""
+    for i in range(n):
+        part = exp(x[i] - merged[i]) if merged[i] >= -LARGEST else ZERO
+        out[i] = part * of[i]
+
+
+@njit(**LOOPS)
+def softmax_tile(job, b, n, logs, d, e, m):
+    """Make logits in d less by the largest of their voxel, fill e with e^d, and scale and log_scale from their sum."""
+    top, s, ls, dot = m[TOP], m[SCALE], m[LOG_SCALE], m[DOT]
+    for i in range(n):
+        top[i], s[i], dot[i] = d[0, i], ZERO, ZERO
+    for c in range(1, job[NUM_CLASSES]):
+        if counts(job, b, c):
+            x = d[c]
+            for i in range(n):
+                top[i] = x[i] if x[i] > top[i] else top[i]
+    for c in range(job[NUM_CLASSES]):
+        if counts(job, b, c):
+            x, y = d[c], e[c]
+            for i in range(n):
+                below = x[i] - top[i]
+                power = exp(below)
+                x[i] = below
+                y[i] = power
+                s[i] += power
     if logs:
         for i in range(n):
             ls[i] = log(s[i])
     for i in range(n):
         s[i] = ONE / s[i]
-        dot[i] = ZERO
 
 
 @njit(**LOOPS)
@@ -492,9 +547,123 @@ def sigmoid_tile(n, x, logs, p, q, lp, lq):
             lq[i] = softplus(x[i], e)
 
 
+@njit(**EXACT)
+def slope_of(job, slopes, code):
+    """Return the slope of the term with a code, from the rows of a sample and class; 0 where it is not asked for."""
+    row = job[ROW_OF + code]
+    return slopes[row] if row >= 0 else ZERO
+
+
 @njit(**LOOPS)
-def sum_term(code, gamma, is_softmax, n, x, p, lp, lq, g, gw, w, phi):
+def run_length(ids, first, n):
+    """Return how many voxels from the first on lie in the same region."""
+    last = first + 1
+    while last < n and ids[last] == ids[first]:
+        last += 1
+    return last - first
+
+
+@njit(**LOOPS)
+def add_region_sums(job, n, p, m, totals):
+    """Add to the rows of a class its sums over each region, but for the cross-entropy."""
+    ids, gw, w = m[IDS], m[GW], m[W]
+    tp_row, pred_row = job[ROW_OF + REGION_TP], job[ROW_OF + REGION_PRED]
+    ref_row, count_row = job[ROW_OF + REGION_REF], job[ROW_OF + REGION_COUNT]
+    first = 0
+    while first < n:
+        length, r = run_length(ids, first, n), np.int64(ids[first])
+        tp, pred, ref, count = ZERO, ZERO, ZERO, ZERO
+        for i in range(first, first + length):
+            tp += p[i] * gw[i]
+            pred += p[i] * w[i]
+            ref += gw[i]
+            count += w[i]
+        if tp_row >= 0:
+            totals[tp_row + r] += tp
+        if pred_row >= 0:
+            totals[pred_row + r] += pred
+        if ref_row >= 0:
+            totals[ref_row + r] += ref
+        if count_row >= 0:
+            totals[count_row + r] += count
+        first += length
+
+
+@njit(**LOOPS)
+def add_region_entropy(job, n, entropy, ids, totals):
+    """Add to the rows of a class the cross-entropy over each region."""
+    row, first = job[ROW_OF + REGION_CE], 0
+    while first < n:
+        length, total = run_length(ids, first, n), ZERO
+        for i in range(first, first + length):
+            total += entropy[i]
+        totals[row + np.int64(ids[first])] += total
+        first += length
+
+
+@njit(**LOOPS)
+def add_region_slopes(job, n, slopes, p, m):
+    """Add the derivatives of a class's sums over regions, but for the cross-entropy of a softmax."""
+    ids, gw, w, q, a, by_logit = m[IDS], m[GW], m[W], m[Q], m[BY_P], m[BY_LOGP]
+    tp_row, pred_row, ce_row = job[ROW_OF + REGION_TP], job[ROW_OF + REGION_PRED], job[ROW_OF + REGION_CE]
+    is_sigmoid, first = job[ACTIVATION] == SIGMOID, 0
+    while first < n:
+        length, r = run_length(ids, first, n), np.int64(ids[first])
+        tp = slopes[tp_row + r] if tp_row >= 0 else ZERO
+        pred = slopes[pred_row + r] if pred_row >= 0 else ZERO
+        for i in range(first, first + length):
+            a[i] += tp * gw[i] + pred * w[i]
+        if is_sigmoid and ce_row >= 0:
+            ce = slopes[ce_row + r]
+            for i in range(first, first + length):
+                by_logit[i] += ce * ((w[i] - gw[i]) * p[i] - gw[i] * q[i])
+        first += length
+
+
+@njit(**LOOPS)
+def add_entropy_slopes(row, n, slopes, ids, out):
+    """Add to out the slope of the cross-entropy over the region of each voxel."""
+    first = 0
+    while first < n:
+        length = run_length(ids, first, n)
+        slope = slopes[row + np.int64(ids[first])]
+        for i in range(first, first + length):
+            out[i] += slope
+        first += length
+
+
+@njit(**LOOPS)
+def bin_of(p, number):
+    """Return the bin that a probability lies in, each closed above; the first for NaN, the last beyond 1."""
+    scaled = p * number
+    place = np.int64(scaled) if (scaled > ZERO) & (scaled <= number) else np.int64(0)
+    place -= 1 if (place > 0) & (np.float32(place) == scaled) else 0
+    return np.int64(number) - 1 if scaled > number else place
+
+
+@njit(**LOOPS)
+def add_bin_sums(number, n, p, m, totals):
+    """Add to three rows for each bin the count, the probability and the reference of the voxels in it."""
+    gw, w, bins = m[GW], m[W], np.int64(number)
+    for i in range(n):
+        k = bin_of(p[i], number)
+        totals[k] += w[i]
+        totals[bins + k] += p[i] * w[i]
+        totals[2 * bins + k] += gw[i]
+
+
+@njit(**LOOPS)
+def add_bin_slopes(number, n, p, m, slopes):
+    """Add the derivative of the probabilities' sum in each bin."""
+    w, a, bins = m[W], m[BY_P], np.int64(number)
+    for i in range(n):
+        a[i] += slopes[bins + bin_of(p[i], number)] * w[i]
+
+
+@njit(**LOOPS)
+def sum_term(code, gamma, is_softmax, n, x, p, m):
     """Return the sum of one term over a tile of one class."""
+    lp, lq, g, gw, w, phi, thin = m[LOGP_], m[LOGQ], m[G], m[GW], m[W], m[PHI], m[THIN]
     a = ZERO
     if code == TP:
         for i in range(n):
@@ -542,6 +711,12 @@ def sum_term(code, gamma, is_softmax, n, x, p, lp, lq, g, gw, w, phi):
     elif code == SURFACE_MIN:
         for i in range(n):
             a += (ZERO if phi[i] > ZERO else phi[i]) * w[i]
+    elif code == SKELETON_SUM:
+        for i in range(n):
+            a += p[i] * thin[i] * w[i]
+    elif code == SKELETON_REF:
+        for i in range(n):
+            a += thin[i] * w[i]
     else:
         for i in range(n):
             a += w[i]
@@ -549,8 +724,9 @@ def sum_term(code, gamma, is_softmax, n, x, p, lp, lq, g, gw, w, phi):
 
 
 @njit(**LOOPS)
-def add_plain_slope(code, slope, n, p, g, w, phi, a):
-    """Add to a the derivative of a term with respect to the probability."""
+def add_plain_slope(code, slope, n, p, m):
+    """Add the derivative of a term with respect to the probability."""
+    g, w, phi, thin, a = m[G], m[W], m[PHI], m[THIN], m[BY_P]
     if code == PRED_SQ:
         for i in range(n):
             a[i] += slope * (p[i] + p[i]) * w[i]
@@ -561,11 +737,15 @@ def add_plain_slope(code, slope, n, p, g, w, phi, a):
     elif code == SURFACE:
         for i in range(n):
             a[i] += slope * phi[i] * w[i]
+    elif code == SKELETON_SUM:
+        for i in range(n):
+            a[i] += slope * thin[i] * w[i]
 
 
 @njit(**LOOPS)
-def add_softmax_focal_slope(slope, gamma, n, p, lp, gw, r):
-    """Add to r the derivative of the focal term with respect to log p."""
+def add_softmax_focal_slope(slope, gamma, n, p, m):
+    """Add the derivative of the focal term with respect to log p."""
+    lp, gw, r = m[LOGP_], m[GW], m[BY_LOGP]
     if gamma == ZERO:
         for i in range(n):
             r[i] -= slope * gw[i]
@@ -576,8 +756,9 @@ def add_softmax_focal_slope(slope, gamma, n, p, lp, gw, r):
 
 
 @njit(**LOOPS)
-def add_sigmoid_focal_slope(code, slope, gamma, n, x, p, lp, g, gw, w, r):
-    """Add to r the derivative of a focal term with respect to the logit."""
+def add_sigmoid_focal_slope(code, slope, gamma, n, x, p, m):
+    """Add the derivative of a focal term with respect to the logit."""
+    lp, g, gw, w, r = m[LOGP_], m[G], m[GW], m[W], m[BY_LOGP]
     for i in range(n):
         scale, entropy, other = sigmoid_focal(x[i], g[i], lp[i], gamma)
         weight = gw[i] if code == FOCAL else w[i] - gw[i]
@@ -585,52 +766,53 @@ def add_sigmoid_focal_slope(code, slope, gamma, n, x, p, lp, g, gw, w, r):
 
 
 @njit(**LOOPS)
-def start_slopes(is_softmax, is_sigmoid, tp, pred, ce, ce_neg, logp, n, x, p, q, gw, w, a, r):
-    """Fill a with the derivatives by p, r with those by log p (softmax) or the logit (sigmoid)."""
+def start_slopes(job, slopes, n, x, p, m):
+    """Start the derivatives by p, and by log p (softmax) or the logit (sigmoid), with the terms that most losses have.
+
+    ``slopes`` are the rows of a sample and class.
+    """
+    tp, pred, ce = slope_of(job, slopes, TP), slope_of(job, slopes, PRED), slope_of(job, slopes, CE)
+    ce_neg, logp = slope_of(job, slopes, CE_NEG), slope_of(job, slopes, LOGP)
+    is_softmax, is_sigmoid = job[ACTIVATION] == SOFTMAX, job[ACTIVATION] == SIGMOID
+    q, gw, w, a, r, in_regions = m[Q], m[GW], m[W], m[BY_P], m[BY_LOGP], m[CE_]
     for i in range(n):
         a[i] = tp * gw[i] + pred * w[i]
         r[i] = ZERO
     if is_softmax:  # the logarithm of what -inf ruled out is a constant
         for i in range(n):
-            r[i] = -(ce * gw[i] + logp * w[i]) if x[i] >= -LARGEST else ZERO
+            r[i] = -((ce + in_regions[i]) * gw[i] + logp * w[i]) if x[i] >= -LARGEST else ZERO
     elif is_sigmoid:
         for i in range(n):
             r[i] = ce_neg * (w[i] - gw[i]) * p[i] - (ce * gw[i] + logp * w[i]) * q[i]
 
 
 @njit(**LOOPS)
-def index_sums(k, n, labels, w, s, ls, x, p, others, lp, g, gw):
-    """Return the sums of tp, pred, ref and ce of a class in one loop: softmax and index labels.
+def index_sums(job, k, n, x, p, m, totals):
+    """Add to the rows of a class tp, pred, ref, ce and count in one loop: softmax and index labels.
 
-    ``x`` are the logits less their voxel's largest, p their powers of e, ``s`` what makes probabilities of these.
-    Where these sums are not all that is asked for, p, lp, g and gw are filled.
+    ``x`` are the logits less their voxel's largest, p their powers of e, the scale what makes probabilities of these.
     """
-    tp, pred, ref, ce = ZERO, ZERO, ZERO, ZERO
-    if not others:
-        for i in range(n):
-            value, y = p[i] * s[i], ls[i] - x[i]
-            weight = w[i] if labels[i] == k else ZERO
-            tp += value * weight
-            pred += value * w[i]
-            ref += weight
-            ce += (LARGEST if y > LARGEST else y) * weight
-    else:
-        for i in range(n):
-            value, y = p[i] * s[i], ls[i] - x[i]
-            y = LARGEST if y > LARGEST else y
-            weight = w[i] if labels[i] == k else ZERO
-            p[i], lp[i], gw[i] = value, y, weight
-            g[i] = ONE if labels[i] == k else ZERO
-            tp += value * weight
-            pred += value * w[i]
-            ref += weight
-            ce += y * weight
-    return tp, pred, ref, ce
+    labels, w, s, ls = m[LABELS], m[W], m[SCALE], m[LOG_SCALE]
+    tp, pred, ref, ce, count = ZERO, ZERO, ZERO, ZERO, ZERO
+    for i in range(n):
+        value, y = p[i] * s[i], ls[i] - x[i]
+        weight = w[i] if labels[i] == k else ZERO
+        tp += value * weight
+        pred += value * w[i]
+        ref += weight
+        ce += (LARGEST if y > LARGEST else y) * weight
+        count += w[i]
+    for t in range(job[NUM_TERMS]):
+        code = job[CODES + t]
+        total = tp if code == TP else pred if code == PRED else ref if code == REF else ce if code == CE else count
+        totals[job[CODES + job[NUM_TERMS] + t]] += total
 
 
 @njit(**LOOPS)
-def index_slopes(k, n, labels, w, s, x, p, tp, pred, ce, dot):
-    """Fill p with the probabilities, x with the derivatives by log p, and add these to dot: no other slopes."""
+def index_slopes(job, slopes, k, n, x, p, m):
+    """Fill p with the probabilities, x with the derivatives by log p, and add these to dot: the usual terms alone."""
+    tp, pred, ce = slope_of(job, slopes, TP), slope_of(job, slopes, PRED), slope_of(job, slopes, CE)
+    labels, w, s, dot = m[LABELS], m[W], m[SCALE], m[DOT]
     for i in range(n):
         weight = w[i] if labels[i] == k else ZERO
         value = p[i] * s[i]
@@ -640,129 +822,267 @@ def index_slopes(k, n, labels, w, s, x, p, tp, pred, ce, dot):
 
 
 @njit(**LOOPS)
-def slope_of(job, slopes, wanted, b, c):
-    """Return the sum of the slopes of the terms with a code."""
-    slope = ZERO
+def read_counted(job, b, c, v, n, m, raw):
+    """Fill counted and w for a class; tell whether a weight is wrong, and whether some voxels do not count."""
+    has_mask, has_weight = job[MASK + ADDRESS] != 0, job[WEIGHT + ADDRESS] != 0
+    ignores = job[IS_INDEX] != 0 and job[NUM_IGNORED] > 0
+    if has_mask:
+        read(job, MASK, b, c if job[MASKS_CHANNELS] else FIRST, v, n, m[COUNTED], raw)
+    elif ignores:
+        mark_ignored(n, m[LABELS], m[COUNTED])
+    if has_weight:
+        read(job, WEIGHT, b, FIRST, v, n, m[W], raw)
+    if has_mask or ignores or has_weight:
+        return multiply(n, has_weight, m[COUNTED], m[W])
+    return False, False
+
+
+@njit(**LOOPS)
+def read_logits(job, b, c, v, n, x, m, raw, dropped):
+    """Read the logits of a class, 0 where they do not count."""
+    read(job, LOGITS, b, c, v, n, x, raw)
+    if dropped:
+        clear(x, m[W], n)
+
+
+@njit(**LOOPS)
+def read_softmax(job, b, v, n, logs, d, e, m, raw, dropped):
+    """Read the logits of all classes, and make of them what a softmax needs."""
+    for c in range(job[NUM_CLASSES]):
+        read_logits(job, b, c, v, n, d[c], m, raw, dropped)
+    if job[MERGES]:
+        merge(job, b, n, d, m[MERGED])
+    softmax_tile(job, b, n, logs, d, e, m)
+
+
+@njit(**LOOPS)
+def read_maps(job, b, c, v, n, m, raw, dropped):
+    """Read what there is of a class's distance map, skeleton and regions."""
+    if job[DISTANCE + ADDRESS]:
+        read(job, DISTANCE, b, c, v, n, m[PHI], raw)
+        if dropped:
+            clear(m[PHI], m[W], n)
+    if job[SKELETON + ADDRESS]:
+        thin, is_index = m[THIN], job[INDEX_SKELETON] != 0
+        read(job, SKELETON, b, FIRST if is_index else c, v, n, thin, raw)
+        if dropped:
+            clear(thin, m[W], n)
+        if is_index:
+            for i in range(n):
+                thin[i] = ONE if thin[i] == np.float32(c) else ZERO
+    if job[REGIONS + ADDRESS] and c >= job[FIRST_REGION]:
+        read(job, REGIONS, b, c - job[FIRST_REGION], v, n, m[IDS], raw)
+
+
+@njit(**LOOPS)
+def read_reference(job, b, c, v, n, m, raw):
+    """Fill the reference of a class; tell whether a label that counts is wrong."""
+    if job[IS_INDEX]:
+        mark_index(np.float32(c), n, m[LABELS], m[W], m[G], m[GW])
+        return False
+    read(job, LABEL, b, c, v, n, m[G], raw)
+    return mark_dense(n, m[G], m[COUNTED], m[W], m[GW])
+
+
+@njit(**LOOPS)
+def fill_probabilities(job, n, logs, x, p, m):
+    """Fill p with the probabilities of a class, and their logarithms where those are needed."""
+    if job[ACTIVATION] == SOFTMAX:
+        softmax_class(n, m[SCALE], m[LOG_SCALE], x, p, m[LOGP_])
+    elif job[ACTIVATION] == SIGMOID:
+        sigmoid_tile(n, x, logs, p, m[Q], m[LOGP_], m[LOGQ])
+    else:
+        for i in range(n):
+            p[i] = x[i]
+
+
+@njit(**OUTER)
+def add_class_sums(job, gammas, c, n, x, p, m, totals):
+    """Add to the rows of a class the sums of all terms."""
+    is_softmax = job[ACTIVATION] == SOFTMAX
     for t in range(job[NUM_TERMS]):
-        slope += slopes[t, b, c] if job[CODES + t] == wanted else ZERO
-    return slope
+        code, row = job[CODES + t], job[CODES + job[NUM_TERMS] + t]
+        if code == BINS:
+            add_bin_sums(gammas[t], n, p, m, totals[row:])
+        elif code >= REGION_TP:
+            continue
+        else:
+            totals[row] += sum_term(code, gammas[t], is_softmax, n, x, p, m)
+    if job[REGIONS + ADDRESS]:
+        lp, lq, gw, w, entropy = m[LOGP_], m[LOGQ], m[GW], m[W], m[CE_]
+        if is_softmax and job[ROW_OF + REGION_CE] >= 0:  # of all classes, before it goes to the regions of any
+            for i in range(n):
+                entropy[i] = lp[i] * gw[i] + (entropy[i] if c > 0 else ZERO)
+        elif job[ROW_OF + REGION_CE] >= 0:
+            for i in range(n):
+                entropy[i] = lp[i] * gw[i] + lq[i] * (w[i] - gw[i])
+        if c >= job[FIRST_REGION]:
+            add_region_sums(job, n, p, m, totals)
+            if not is_softmax and job[ROW_OF + REGION_CE] >= 0:
+                add_region_entropy(job, n, entropy, m[IDS], totals)
 
 
-def run(job, gammas, partial, slopes):
+@njit(**OUTER)
+def add_class_slopes(job, gammas, c, n, x, p, m, slopes):
+    """Fill x with the derivatives of a class by log p, and add these to dot (softmax); else, by the logit."""
+    is_softmax, is_sigmoid = job[ACTIVATION] == SOFTMAX, job[ACTIVATION] == SIGMOID
+    start_slopes(job, slopes, n, x, p, m)
+    for t in range(job[NUM_TERMS]):
+        code, row = job[CODES + t], job[CODES + job[NUM_TERMS] + t]
+        if code == FOCAL and is_softmax:
+            add_softmax_focal_slope(slopes[row], gammas[t], n, p, m)
+        elif code == FOCAL or code == FOCAL_NEG:
+            add_sigmoid_focal_slope(code, slopes[row], gammas[t], n, x, p, m)
+        elif code == BINS:
+            add_bin_slopes(gammas[t], n, p, m, slopes[row:])
+        elif code < REGION_TP:
+            add_plain_slope(code, slopes[row], n, p, m)
+    if job[REGIONS + ADDRESS] and c >= job[FIRST_REGION]:
+        add_region_slopes(job, n, slopes, p, m)
+    a, r, q, dot = m[BY_P], m[BY_LOGP], m[Q], m[DOT]
+    if is_softmax:
+        for i in range(n):
+            slope = p[i] * a[i] + r[i]
+            x[i] = slope
+            dot[i] += slope
+    else:
+        for i in range(n):
+            x[i] = r[i] + (a[i] * (p[i] * q[i]) if is_sigmoid else a[i])
+
+
+@njit(**LOOPS)
+def write_softmax(job, b, v, n, d, e, m, raw, dropped):
+    """Write the gradient of all classes, from their derivatives by log p."""
+    num_classes, dot = job[NUM_CLASSES], m[DOT]
+    for c in range(num_classes):
+        x, p = d[c], e[c]
+        if counts(job, b, c):
+            for i in range(n):
+                x[i] -= p[i] * dot[i]
+            if job[MERGES] and c == 0:
+                share(n, d[num_classes], m[MERGED], x, p)
+                x = p
+        else:
+            share(n, x, m[MERGED], d[0], p)
+            x = p
+        if dropped:
+            clear(x, m[W], n)
+        write(job, b, c, v, n, x, raw)
+
+
+@njit(**OUTER)
+def sum_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, totals):
+    """Add the sums of a tile to the rows of all classes; tell whether the target is wrong."""
+    wrong, dropped = job[COUNTER] < 0, job[COUNTER] < 0  # False
+    is_softmax, is_index = job[ACTIVATION] == SOFTMAX, job[IS_INDEX] != 0
+    if is_index:
+        read(job, LABEL, b, FIRST, v, n, m[LABELS], raw)
+        wrong |= mark_labels(job, n, m[LABELS])
+    for c in range(job[NUM_CLASSES]):
+        x, p = (d[c], e[c]) if is_softmax else (d[0], e[0])
+        if c == 0 or job[MASKS_CHANNELS]:
+            is_wrong, dropped = read_counted(job, b, c, v, n, m, raw)
+            wrong |= is_wrong
+        if is_softmax and c == 0:
+            read_softmax(job, b, v, n, logs, d, e, m, raw, dropped)
+        elif not is_softmax:
+            read_logits(job, b, c, v, n, x, m, raw, dropped)
+        if not counts(job, b, c):
+            continue
+        if is_softmax and is_index and not others:
+            index_sums(job, np.float32(c), n, x, p, m, totals[c])
+            continue
+        fill_probabilities(job, n, logs, x, p, m)
+        wrong |= read_reference(job, b, c, v, n, m, raw)
+        read_maps(job, b, c, v, n, m, raw, dropped)
+        add_class_sums(job, gammas, c, n, x, p, m, totals[c])
+    if is_softmax and job[ROW_OF + REGION_CE] >= 0:
+        for c in range(job[FIRST_REGION], job[NUM_CLASSES]):
+            if counts(job, b, c):
+                read(job, REGIONS, b, c - job[FIRST_REGION], v, n, m[IDS], raw)
+                add_region_entropy(job, n, m[CE_], m[IDS], totals[c])
+    return wrong
+
+
+@njit(**OUTER)
+def gradient_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, slopes):
+    """Write the gradient of a tile."""
+    dropped = job[COUNTER] < 0  # False
+    is_softmax, is_index = job[ACTIVATION] == SOFTMAX, job[IS_INDEX] != 0
+    if is_index:
+        read(job, LABEL, b, FIRST, v, n, m[LABELS], raw)
+        mark_labels(job, n, m[LABELS])
+    if is_softmax and job[ROW_OF + REGION_CE] >= 0:
+        in_regions = m[CE_]
+        for i in range(n):
+            in_regions[i] = ZERO
+        for c in range(job[FIRST_REGION], job[NUM_CLASSES]):
+            if counts(job, b, c):
+                read(job, REGIONS, b, c - job[FIRST_REGION], v, n, m[IDS], raw)
+                add_entropy_slopes(job[ROW_OF + REGION_CE], n, slopes[c], m[IDS], m[CE_])
+    for c in range(job[NUM_CLASSES]):
+        x, p = (d[c], e[c]) if is_softmax else (d[0], e[0])
+        if c == 0 or job[MASKS_CHANNELS]:
+            _, dropped = read_counted(job, b, c, v, n, m, raw)
+        if is_softmax and c == 0:
+            read_softmax(job, b, v, n, logs, d, e, m, raw, dropped)
+        elif not is_softmax:
+            read_logits(job, b, c, v, n, x, m, raw, dropped)
+        if not counts(job, b, c):
+            continue
+        if is_softmax and is_index and not others:
+            index_slopes(job, slopes[c], np.float32(c), n, x, p, m)
+            continue
+        fill_probabilities(job, n, logs, x, p, m)
+        read_reference(job, b, c, v, n, m, raw)
+        read_maps(job, b, c, v, n, m, raw, dropped)
+        add_class_slopes(job, gammas, c, n, x, p, m, slopes[c])
+        if not is_softmax:
+            if dropped:
+                clear(x, m[W], n)
+            write(job, b, c, v, n, x, raw)
+    if is_softmax:
+        write_softmax(job, b, v, n, d, e, m, raw, dropped)
+
+
+def run(job, gammas, partial, slopes, buffers, raw):
     """Work on pieces until none is left.
 
-    Forward, each piece's sums are added to ``partial``, ``[pieces, terms, classes]`` float64. Backward, where the job
-    has a gradient, that is written, from ``slopes``, ``[terms, samples, classes]`` float32.
+    Forward, each piece's sums are added to ``partial``, ``[pieces, classes, rows]`` float64. Backward, where the job
+    has a gradient, that is written, from ``slopes``, ``[samples, classes, rows]`` float32.
+
+    ``buffers`` are the thread's own, as :func:`start_buffers` leaves them; ``raw`` is as long as a tile.
     """
-    num_classes, num_voxels, tile = job[NUM_CLASSES], job[NUM_VOXELS], job[TILE]
-    is_softmax, is_sigmoid = job[ACTIVATION] == SOFTMAX, job[ACTIVATION] == SIGMOID
-    is_backward, is_index = job[GRADIENT + ADDRESS] != 0, job[IS_INDEX] != 0
-    has_mask, has_weight, has_map = job[MASK + ADDRESS] != 0, job[WEIGHT + ADDRESS] != 0, job[DISTANCE + ADDRESS] != 0
-    ignores = is_index and job[NUM_IGNORED] > 0
+    tile, is_backward = job[TILE], job[GRADIENT + ADDRESS] != 0
+    rows = job[NUM_CLASSES] + 1 if job[ACTIVATION] == SOFTMAX else FIRST + 1
+    m, d, e = buffers[:NUM_BUFFERS], buffers[NUM_BUFFERS : NUM_BUFFERS + rows], buffers[NUM_BUFFERS + rows :]
     others, logs = job[COUNTER] < 0, job[COUNTER] < 0  # False
     for t in range(job[NUM_TERMS]):
         code = job[CODES + t]
-        others |= (code != TP) & (code != PRED) & (code != REF) & (code != CE)
+        # Beside the usual ones; what the input does not change has no part in the gradient.
+        is_constant = (code == REF_SQ) | (code == COUNT) | (code == SURFACE_MIN) | (code == SKELETON_REF)
+        is_constant |= (code == REGION_REF) | (code == REGION_COUNT)
+        is_usual = (code == TP) | (code == PRED) | (code == REF) | (code == CE)
+        others |= not (is_usual | (code == COUNT) | (is_backward & is_constant))
         logs |= (code == FOCAL) | (code == FOCAL_NEG)
-        logs |= (not is_backward) & ((code == CE) | (code == CE_NEG) | (code == LOGP))
-    # The usual terms of index labels have loops of their own.
-    is_usual = is_softmax and is_index and (not is_backward or not others)
-    rows = num_classes if is_softmax else FIRST + 1
-    d, e, raw = np.empty((rows, tile), np.float32), np.empty((rows, tile), np.float32), np.empty(tile, np.int64)
-    m = np.ones((15, tile), np.float32)
-    top, s, ls, lp, lq, q, g, gw = m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7]
-    w, phi, labels, counted, a, r, dot = m[8], m[9], m[10], m[11], m[12], m[13], m[14]
+        logs |= (not is_backward) & ((code == CE) | (code == CE_NEG) | (code == LOGP) | (code == REGION_CE))
     while True:
         piece = _take(job)
         if piece >= job[PIECES]:
             break
         b, first = piece // job[NUM_PIECES], piece % job[NUM_PIECES] * job[PIECE]
-        for v in range(first, min(first + job[PIECE], num_voxels), tile):
-            n, wrong, dropped = min(tile, num_voxels - v), False, False
-            if is_index:
-                read(job, LABEL, b, FIRST, v, n, labels, raw)
-                wrong |= mark_labels(job, n, labels)
-            for c in range(num_classes):
-                x, p = (d[c], e[c]) if is_softmax else (d[0], e[0])
-                if c == 0 or job[MASKS_CHANNELS]:
-                    if has_mask:
-                        read(job, MASK, b, c if job[MASKS_CHANNELS] else FIRST, v, n, counted, raw)
-                    elif ignores:
-                        mark_ignored(n, labels, counted)
-                    if has_weight:
-                        read(job, WEIGHT, b, FIRST, v, n, w, raw)
-                    if has_mask or ignores or has_weight:
-                        is_wrong, dropped = multiply(n, has_weight, counted, w)
-                        wrong |= is_wrong
-                for k in range(num_classes if is_softmax and c == 0 else 0 if is_softmax else 1):
-                    y = d[k]
-                    read(job, LOGITS, b, k if is_softmax else c, v, n, y, raw)
-                    if dropped:
-                        clear(y, w, n)
-                    raise_top(k, n, y, top, s)
-                if is_softmax and c == 0:
-                    softmax_tile(num_classes, n, logs, d, e, top, s, ls, dot)
-                tp, pred, ref, ce = ZERO, ZERO, ZERO, ZERO
-                if is_backward:
-                    tp, pred = slope_of(job, slopes, TP, b, c), slope_of(job, slopes, PRED, b, c)
-                    ce = slope_of(job, slopes, CE, b, c)
-                if is_usual and is_backward:
-                    index_slopes(np.float32(c), n, labels, w, s, x, p, tp, pred, ce, dot)
-                    continue
-                if is_usual:
-                    tp, pred, ref, ce = index_sums(np.float32(c), n, labels, w, s, ls, x, p, others, lp, g, gw)
-                elif is_softmax:
-                    softmax_class(n, s, ls, x, p, lp)
-                elif is_sigmoid:
-                    sigmoid_tile(n, x, logs, p, q, lp, lq)
-                else:
-                    for i in range(n):
-                        p[i] = x[i]
-                if not is_index:
-                    read(job, LABEL, b, c, v, n, g, raw)
-                    wrong |= mark_dense(n, g, counted, w, gw)
-                elif not is_usual:
-                    mark_index(np.float32(c), n, labels, w, g, gw)
-                if has_map:
-                    read(job, DISTANCE, b, c, v, n, phi, raw)
-                    if dropped:
-                        clear(phi, w, n)
-                if not is_backward:
-                    for t in range(job[NUM_TERMS]):
-                        code = job[CODES + t]
-                        if is_usual and (code == TP or code == PRED or code == REF or code == CE):
-                            total = tp if code == TP else pred if code == PRED else ref if code == REF else ce
-                        else:
-                            total = sum_term(code, gammas[t], is_softmax, n, x, p, lp, lq, g, gw, w, phi)
-                        partial[piece, t, c] += total
-                    continue
-                ce_neg, logp = slope_of(job, slopes, CE_NEG, b, c), slope_of(job, slopes, LOGP, b, c)
-                start_slopes(is_softmax, is_sigmoid, tp, pred, ce, ce_neg, logp, n, x, p, q, gw, w, a, r)
-                for t in range(job[NUM_TERMS]):
-                    code, slope = job[CODES + t], slopes[t, b, c]
-                    if code == FOCAL and is_softmax:
-                        add_softmax_focal_slope(slope, gammas[t], n, p, lp, gw, r)
-                    elif code == FOCAL or code == FOCAL_NEG:
-                        add_sigmoid_focal_slope(code, slope, gammas[t], n, x, p, lp, g, gw, w, r)
-                    else:
-                        add_plain_slope(code, slope, n, p, g, w, phi, a)
-                if is_softmax:
-                    for i in range(n):
-                        slope_ = p[i] * a[i] + r[i]
-                        x[i] = slope_
-                        dot[i] += slope_
-                else:
-                    for i in range(n):
-                        x[i] = r[i] + (a[i] * (p[i] * q[i]) if is_sigmoid else a[i])
-                    if dropped:
-                        clear(x, w, n)
-                    write(job, b, c, v, n, x, raw)
-            for c in range(num_classes if is_backward and is_softmax else 0):
-                x, p = d[c], e[c]
-                for i in range(n):
-                    x[i] -= p[i] * dot[i]
-                if dropped:
-                    clear(x, w, n)
-                write(job, b, c, v, n, x, raw)
-            if wrong:
+        last = job[NUM_VOXELS] if first + job[PIECE] > job[NUM_VOXELS] else first + job[PIECE]
+        for v in range(first, last, tile):
+            n = last - v if last - v < tile else tile
+            if is_backward:
+                gradient_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, slopes[b])
+            elif sum_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, partial[piece]):
                 job[WRONG] = 1
+
+
+def start_buffers(num_classes, tile):
+    """Return the buffers of a thread: weights are 1 and voxels count until a job says otherwise."""
+    buffers = np.empty((NUM_BUFFERS + 2 * (num_classes + 1), tile), np.float32)
+    buffers[:NUM_BUFFERS] = 1
+    buffers[CE_] = 0
+    return buffers
