@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from monai_losses_ext.benchmark.alone import run_alone
-from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs, make_batch
+from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs, make_batch, with_backend
 
 
 def measure_memory(loss: str, shape: str, seed: int) -> dict[str, Any]:
-    """Return the peak extra memory of ours and the baseline, in copies of the logits; the gradient is one copy."""
+    """Return the peak extra memory of each side, in copies of the logits; the gradient is one copy.
+
+    ``chunked`` is ours without the kernels of the extra ``fast``.
+    """
     row: dict[str, Any] = {"loss": loss, "shape": shape}
-    for side in ("ours", "baseline"):
+    for side in ("ours", "chunked", "baseline"):
         row[f"{side}_copies"] = run_alone("memory", loss, shape, side, seed)
     return row
 
@@ -27,7 +30,7 @@ def peak_copies(loss: str, shape: str, side: str, seed: int) -> float:
     The kernel's high-water mark of resident memory is set back just before, so that only this step counts.
     """
     pair = loss_pairs()[loss]
-    function = pair.ours if side == "ours" else pair.baseline
+    function = pair.baseline if side == "baseline" else with_backend(pair.ours, side)
     small, labels = make_batch((1, SHAPES[shape][1], *[16] * (len(SHAPES[shape]) - 2)), seed)
     function(small, labels).backward()  # libraries load and threads start here, not below
     logits, labels = make_batch(SHAPES[shape], seed)

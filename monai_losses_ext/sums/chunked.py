@@ -49,9 +49,13 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Target, terms: Sequence[
 
     def work(i: int) -> None:
         place, x, part = parts[i]
-        # Within an operator torch records nothing for backward(), but vjp does.
-        _, pull = torch.func.vjp(lambda x: T.definition(x, part, terms, activation), x.contiguous())  # type: ignore[misc]
-        gradient[place] = pull(grad_sums[:, place[0]])[0]
+        with torch.enable_grad():
+            leaf = x.detach().contiguous().requires_grad_()
+            sums = T.definition(leaf, part, terms, activation)
+        if sums.requires_grad:
+            (gradient[place],) = torch.autograd.grad(sums, leaf, grad_sums[:, place[0]])
+        else:  # of none of the terms
+            gradient[place] = 0
 
     _share(work, len(parts), logits)
     return gradient

@@ -55,7 +55,7 @@ against it, value and gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -171,8 +171,8 @@ def voxel_values(
     target: Tensor,
     distance: Tensor | None = None,
     skeleton: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Return each term's value at each voxel, before the mask: the tables of the module's docstring.
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each term and its value at each voxel, before the mask: the tables of the module's docstring.
 
     Args:
         terms: names of the terms.
@@ -182,61 +182,69 @@ def voxel_values(
         distance: signed distance map of that shape, for the surface terms.
         skeleton: mask of that shape, for the skeleton terms.
 
-    Returns:
-        Term to ``[B, C, ...]``; of :data:`BINS`, the probability.
+    Yields:
+        A term and its values, ``[B, C, ...]``; of :data:`BINS`, the probability. One at a time, so that no more than
+        one of these volumes need be there at once.
     """
     if activation == "softmax":
-        # Finite, so that a class that was ruled out by a logit of -inf counts as 0 where the target does not have it.
-        logp = F.log_softmax(logits, 1).clamp_min(torch.finfo(logits.dtype).min)
+        logp = F.log_softmax(logits, 1)
+        if _may_be_infinite(logits):
+            # Finite, so that a class that a logit of -inf rules out counts as 0 where the target does not have it.
+            logp = logp.clamp_min(torch.finfo(logits.dtype).min)
         p = logp.exp()
     elif activation == "sigmoid":
         logp = F.logsigmoid(logits)
         p = torch.sigmoid(logits)
     else:
         p, logp = logits, logits
-    values: dict[str, Tensor] = {}
     for term in terms:
         name, gamma = split(term)
         if name in ("tp", "region_tp"):
-            values[term] = p * target
+            yield term, p * target
         elif name in ("pred", "region_pred", BINS):
-            values[term] = p
+            yield term, p
         elif name == "pred_sq":
-            values[term] = p * p
+            yield term, p * p
         elif name in ("ref", "region_ref"):
-            values[term] = target
+            yield term, target
         elif name == "ref_sq":
-            values[term] = target * target
+            yield term, target * target
         elif name == "abs_diff":
-            values[term] = (p - target).abs()
+            yield term, (p - target).abs()
         elif name == "ce":
-            values[term] = -target * logp
+            yield term, -target * logp
         elif name == "ce_neg":
-            values[term] = -(1 - target) * F.logsigmoid(-logits)
+            yield term, -(1 - target) * F.logsigmoid(-logits)
         elif name == "region_ce" and activation == "softmax":
-            values[term] = -(target * logp).sum(1, keepdim=True).expand_as(p)
+            yield term, -(target * logp).sum(1, keepdim=True).expand_as(p)
         elif name == "region_ce":
-            values[term] = -target * logp - (1 - target) * F.logsigmoid(-logits)
+            yield term, -target * logp - (1 - target) * F.logsigmoid(-logits)
         elif name == "logp":
-            values[term] = -logp
+            yield term, -logp
         elif name == "focal" and activation == "softmax":
             # -expm1 keeps the digits of 1 - p near p = 1, and the clamp the gradient finite where gamma < 1.
-            values[term] = -target * (-torch.expm1(logp)).clamp_min(torch.finfo(p.dtype).tiny) ** gamma * logp
+            yield term, -target * (-torch.expm1(logp)).clamp_min(torch.finfo(p.dtype).tiny) ** gamma * logp
         elif name == "focal":
-            values[term] = target * sigmoid_focal(logits, target, gamma)
+            yield term, target * sigmoid_focal(logits, target, gamma)
         elif name == "focal_neg":
-            values[term] = (1 - target) * sigmoid_focal(logits, target, gamma)
+            yield term, (1 - target) * sigmoid_focal(logits, target, gamma)
         elif name == "surface" and distance is not None:
-            values[term] = p * distance
+            yield term, p * distance
         elif name == "surface_min" and distance is not None:
-            values[term] = distance.clamp_max(0)
+            yield term, distance.clamp_max(0)
         elif name == "skeleton" and skeleton is not None:
-            values[term] = p * skeleton
+            yield term, p * skeleton
         elif name == "skeleton_ref" and skeleton is not None:
-            values[term] = skeleton
+            yield term, skeleton
         else:
-            values[term] = torch.ones_like(p)
-    return values
+            yield term, torch.ones((), dtype=p.dtype, device=p.device).expand_as(p)
+
+
+def _may_be_infinite(logits: Tensor) -> bool:
+    """Tell whether a logit is -inf, where a look at the values costs little: a GPU would wait for it."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling() or not logits.numel():
+        return True
+    return not bool(logits.detach().amin() >= torch.finfo(logits.dtype).min)
 
 
 def voxel_inputs(logits: Tensor, target: Target, activation: str) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -271,7 +279,7 @@ def voxel_maps(
     """
     target.check_values(logits.shape[1])
     x, dense, multiplier = voxel_inputs(logits, target, activation)
-    values = voxel_values(terms, activation, x, dense)
+    values = dict(voxel_values(terms, activation, x, dense))
     if target.annotated is not None:
         annotated = target.annotated.view(*target.annotated.shape, *[1] * (x.ndim - 2))
         values = {term: torch.where(annotated, value, 0.0) for term, value in values.items()}
@@ -318,16 +326,17 @@ def definition(
         None if volume is None else volume.to(x.dtype) if multiplier is None else _where(multiplier, volume, x.dtype)
         for volume in (target.distance, target.dense_skeleton(logits.shape[1]))
     ]
-    values = voxel_values(terms, activation, x, dense, *known)
     totals = []
-    for term in terms:
-        value = values[term] if multiplier is None else values[term] * multiplier
-        if split(term)[0] in REGION_TERMS and target.regions is not None:
-            totals.append(_region_rows(value, target.regions, target.num_regions, accumulate))
-        elif split(term)[0] == BINS:
-            totals.append(_bin_rows(int(split(term)[1]), values[term], dense, multiplier, accumulate))
+    for term, value in voxel_values(terms, activation, x, dense, *known):
+        name, number = split(term)
+        if name == BINS:
+            totals.append(_bin_rows(int(number), value, dense, multiplier, accumulate))
+            continue
+        counted = value if multiplier is None else value * multiplier
+        if name in REGION_TERMS and target.regions is not None:
+            totals.append(_region_rows(counted, target.regions, target.num_regions, accumulate))
         else:
-            totals.append(value.flatten(2).sum(2, dtype=accumulate).unsqueeze(0))
+            totals.append(counted.flatten(2).sum(2, dtype=accumulate).unsqueeze(0))
     total = torch.cat(totals).to(x.dtype)
     return total if target.annotated is None else torch.where(target.annotated, total, 0.0)
 
