@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from monai_losses_ext.benchmark import conditions
 from monai_losses_ext.benchmark.picture import DICE_ALONE
 from monai_losses_ext.data.tasks import TASKS
 
@@ -71,6 +72,17 @@ def _sides(case: str, sides: Mapping[str, Any]) -> Iterator[Contest]:
             yield Contest(case, ours["copies"] / side["copies"], f"the memory of {name}")
 
 
+def _conditions(result: Mapping[str, Any]) -> Iterator[Contest]:
+    for row in result["conditions"]:
+        sides, where = row["sides"], f"{row['shape']}, {row['threads']} threads, {row['condition']} cores"
+        for ours in (conditions.OURS, conditions.CHUNKED, conditions.BOUNDARY):
+            for theirs in (conditions.BASELINE, conditions.CROSS_ENTROPY):
+                if ours != conditions.OURS and theirs == conditions.CROSS_ENTROPY:
+                    continue
+                ratio = sides[ours]["median"] / sides[theirs]["median"]
+                yield Contest(f"{ours}, {where}", ratio, f"the time of {theirs}")
+
+
 def _memory(result: Mapping[str, Any]) -> Iterator[Contest]:
     for row in result["memory"]:
         case = f"{row['loss']}, {row['shape']}"
@@ -96,4 +108,4 @@ def _step(result: Mapping[str, Any]) -> Iterator[Contest]:
             yield Contest(what, ours / theirs, f"the time of {name}")
 
 
-_CONTESTS = {"speed": _speed, "memory": _memory, "distance": _distance, "step": _step}
+_CONTESTS = {"speed": _speed, "conditions": _conditions, "memory": _memory, "distance": _distance, "step": _step}

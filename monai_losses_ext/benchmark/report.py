@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from monai_losses_ext.benchmark import conditions
 from monai_losses_ext.benchmark.losing import losing_list
 from monai_losses_ext.benchmark.losses import losses_table
 from monai_losses_ext.benchmark.picture import save_speed
@@ -54,6 +55,7 @@ def tables(root: Path) -> dict[Path, str]:
     measured = {}
     for mark, table, name in (
         ("speed", _speed_table, "speed--cpu"),
+        ("conditions", conditions_table, "conditions--cpu"),
         ("memory", _memory_table, "memory--cpu"),
         ("distance", _distance_table, "distance--cpu"),
         ("step-cpu", step_table, "step--cpu"),
@@ -164,6 +166,30 @@ def budget_table(result: dict[str, Any]) -> str:
             copies = "out of memory" if side["copies"] is None else f"{side['copies']:.2f}"
             outcome = f"{'runs' if side['fits'] else 'out of memory'} in {row['gib']:.2f} GiB"
             lines.append(f"| {row['shape']} | {row['loss']} | {name} | {copies} | {outcome} |")
+    return "\n".join(lines) + "\n"
+
+
+def conditions_table(result: dict[str, Any]) -> str:
+    """Return what ``conditions`` measured as a Markdown table."""
+    what = {
+        "free": "free cores",
+        "busy": "two busy loops beside it",
+        "python": "a thread that computes in Python beside it",
+    }
+    lines = [
+        f"{_machine(result['about'])}; Dice + cross-entropy, float32, forward + backward.",
+        "",
+        "| where | shape | threads | side | median, ms | worst, ms | median / MONAI | worst / MONAI |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["conditions"]:
+        theirs = row["sides"][conditions.BASELINE]
+        for name, side in row["sides"].items():
+            times = f"{side['median']:.1f} | {side['worst']:.1f}"
+            ratios = f"{side['median'] / theirs['median']:.2f} | {side['worst'] / theirs['worst']:.2f}"
+            lines.append(
+                f"| {what[row['condition']]} | {row['shape']} | {row['threads']} | {name} | {times} | {ratios} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from monai_losses_ext import errors
 from monai_losses_ext.benchmark import cuda
 from monai_losses_ext.benchmark.cases import CUDA_SHAPES, FEWER_LOSSES, SHAPES, loss_pairs
+from monai_losses_ext.benchmark.conditions import CASES, CONDITION_SHAPES, measure_condition
 from monai_losses_ext.benchmark.distance import measure_compounds, measure_epoch, measure_maps
 from monai_losses_ext.benchmark.losses import measure_losses
 from monai_losses_ext.benchmark.memory import measure_memory
@@ -70,6 +71,13 @@ def _choose_volumes(arguments: argparse.Namespace) -> bool:
     return is_partial
 
 
+def _choose_conditions(arguments: argparse.Namespace) -> bool:
+    """Settle the shapes and tell whether some were picked."""
+    is_partial = bool(arguments.shapes)
+    arguments.shapes = _chosen("--shapes", arguments.shapes, CONDITION_SHAPES)
+    return is_partial
+
+
 def _choose_training(arguments: argparse.Namespace) -> bool:
     """Check that the folders of a training were given, and tell whether it is of another bundle than the docs'."""
     for option in ("bundle", "dataset_dir", *(["folder"] if arguments.suite == "losses" else [])):
@@ -108,6 +116,16 @@ def _memory(arguments: argparse.Namespace, about: Result) -> Result:
         else:
             rows.append(measure_memory(loss, shape, arguments.seed))
     return {"about": about, "memory": rows}
+
+
+def _conditions(arguments: argparse.Namespace, about: Result) -> Result:
+    """Measure the time on free cores, on loaded ones, and beside a thread of Python."""
+    cases = [case for case in CASES if case[1] in arguments.shapes]
+    rows = [
+        measure_condition(condition, shape, threads or arguments.threads, arguments.repeats, arguments.seed)
+        for condition, shape, threads in tqdm(cases, desc="conditions")
+    ]
+    return {"about": about, "conditions": rows}
 
 
 def _step(arguments: argparse.Namespace, about: Result) -> Result:
@@ -173,6 +191,14 @@ SUITES = {
         _speed,
         "speed--{device}.json",
         ("losses", "shapes", "repeats"),
+    ),
+    "conditions": Suite(
+        "time on free and on loaded cores, and beside a thread of Python",
+        _choose_conditions,
+        _conditions,
+        "conditions--{device}.json",
+        ("shapes", "repeats"),
+        ("cpu",),
     ),
     "memory": Suite(
         "peak memory, on cuda also what runs in little of it",

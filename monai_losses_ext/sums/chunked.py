@@ -18,7 +18,7 @@ from monai_losses_ext.sums.target import Target
 # Elements (voxels times classes) of a chunk; a GPU wants few launches instead. A small batch is cut finer, so that the
 # temporaries of a chunk stay small beside it.
 CHUNK_ELEMENTS, CHUNK_ELEMENTS_ELSEWHERE = 2**18, 2**24
-CHUNKS, FEWEST_ELEMENTS = 20, 2**14
+CHUNKS, FEWEST_ELEMENTS = 20, 2**17
 Part = tuple[tuple[slice, ...], Tensor, Target]
 
 
