@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from warm import warm_python
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -22,12 +23,16 @@ def bundle_run(
     cwd: Path, configs: str, *options: str, python: tuple[str, ...] = ("-m", "monai.bundle"), store: str = ""
 ) -> str:
     """Run a bundle as a user does; return what it printed, or raise with it."""
-    command = [sys.executable, *python, "run", "--config_file", configs, *options]
+    arguments = ["run", "--config_file", configs, *options]
     path = f"{REPOSITORY}{os.pathsep}{cwd}"
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": store}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    if len(python) == 2 and python[0] == "-m":
+        done = warm_python().run(python[1], arguments, cwd, environment, timeout=300)
+    else:
+        command = [sys.executable, *python, *arguments]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
-        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+        raise subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
     return done.stdout + done.stderr
 
 

@@ -11,7 +11,6 @@ import shlex
 import signal
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd
+from warm import warm_python
 
 from monai_losses_ext.cli import main
 from monai_losses_ext.data.bad_case import CaseError
@@ -302,12 +302,10 @@ def test_worker_that_the_system_ended_is_one_line(folder: Path) -> None:
 
 def run(root: Path, folder: Path, *options: str, configs: str = str(TRAIN)) -> subprocess.CompletedProcess[str]:
     """Run the bundle as a user does."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", configs, "--bundle_root", str(root)]
-    common = ["--dataset_dir", str(folder), "--network_def", NETWORK, "--patch_size", "[16,16,16]"]
+    arguments = ["run", "--config_file", configs, "--bundle_root", str(root), "--dataset_dir", str(folder)]
+    arguments += ["--network_def", NETWORK, "--patch_size", "[16,16,16]", *options]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
-    return subprocess.run(
-        [*command, *common, *options], cwd=root, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return warm_python().run("monai.bundle", arguments, root, environment, timeout=300)
 
 
 def stops_with_one_line(done: subprocess.CompletedProcess[str], case: dict[str, str], key: str) -> None:
