@@ -9,14 +9,20 @@ the work. So calls may be nested, and several callers may share the threads.
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+SECONDS_TO_END = 2.0
 Work = Callable[[], None]
 Result = TypeVar("Result")
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Call:
@@ -49,19 +55,32 @@ class _Pool:
     """Threads that wait for calls; as many as were ever asked for at once."""
 
     def __init__(self) -> None:
-        self.calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self.lock = threading.Lock()
-        self.size = 0
+        self.threads: list[threading.Thread] = []
+        # Python ends a thread that wants the interpreter's lock after its end, by an abort where that is in torch.
+        atexit.register(self.close)
 
     def grow(self, size: int) -> None:
         with self.lock:
-            while self.size < size:
-                threading.Thread(target=self._wait, name=f"voxel_sums_{self.size}", daemon=True).start()
-                self.size += 1
+            while len(self.threads) < size:
+                name = f"voxel_sums_{len(self.threads)}"
+                self.threads.append(threading.Thread(target=self._wait, name=name, daemon=True))
+                self.threads[-1].start()
 
     def _wait(self) -> None:
-        while True:
-            self.calls.get().help()
+        while (call := self.calls.get()) is not None:
+            call.help()
+            del call
+
+    def close(self) -> None:
+        """Let the threads end, and wait for them, though not for one that is stuck."""
+        if _POOLS.get(os.getpid()) is not self:  # of the process that this one was forked from, as its threads are
+            return
+        for _ in self.threads:
+            self.calls.put(None)
+        for thread in self.threads:
+            thread.join(SECONDS_TO_END)
 
 
 # By process: a forked child has its parent's memory, but none of its threads, and its locks as they were.
@@ -100,7 +119,7 @@ def spread(work: Work, threads: int) -> None:
         work()
         return
     pool = _POOLS.get(os.getpid()) or _POOLS.setdefault(os.getpid(), _Pool())
-    if pool.size < threads - 1:
+    if len(pool.threads) < threads - 1:
         pool.grow(threads - 1)
     call = _Call(work, threads - 1)
     for _ in range(threads - 1):
@@ -112,5 +131,6 @@ def spread(work: Work, threads: int) -> None:
         while call.take():
             helpers -= 1
         failures = [answer for answer in (call.answers.get() for _ in range(helpers)) if answer is not None]
+        call.work = _nothing  # so that the tensors it holds are let go of here, and not by a thread that is late
     if failures:
         raise failures[0]

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import warnings
+import weakref
 from types import ModuleType
 
 import pytest
@@ -273,3 +274,17 @@ def test_what_does_not_fit_in_the_kernels_is_declined():
     assert not numba.supports(x, Target(labels, True, ignored=(2**40,)), ["tp"], "softmax")
     value = voxel_sums(x, labels, ["tp"], ignore_index=2**40)["tp"]
     torch.testing.assert_close(value, chunked.forward(x, target, ["tp"], "softmax")[0])
+
+
+def test_what_the_work_holds_is_let_go_of_by_the_thread_that_asked_for_it():
+    """A late thread of the pool freed tensors while Python ended, which aborted the process."""
+
+    class Held:
+        pass
+
+    for _ in range(300):
+        held = Held()
+        gone = weakref.ref(held)
+        pool.spread(lambda _held=held: None, 3)
+        del held
+        assert gone() is None
