@@ -7,13 +7,17 @@ from __future__ import annotations
 from torch import nn
 
 from monai_losses_ext.losses.boundary import BoundaryLoss
+from monai_losses_ext.losses.calibration import L1ACELoss
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.cross_entropy import CrossEntropyLoss
 from monai_losses_ext.losses.deep_supervision import DeepSupervisionLoss
-from monai_losses_ext.losses.dice import DiceLoss
+from monai_losses_ext.losses.dice import DiceLoss, JaccardLoss, LogCoshDiceLoss
 from monai_losses_ext.losses.dice_compound import DiceCELoss, DiceFocalLoss
 from monai_losses_ext.losses.focal import FocalLoss
+from monai_losses_ext.losses.generalized_dice import GeneralizedDiceLoss
 from monai_losses_ext.losses.hausdorff import HausdorffDTLoss, LogHausdorffDTLoss
+from monai_losses_ext.losses.mcc import MCCLoss
+from monai_losses_ext.losses.poly import Poly1Loss
 from monai_losses_ext.losses.tversky import FocalTverskyLoss, TverskyLoss
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -23,6 +27,12 @@ LOSSES: dict[str, type[nn.Module]] = {
     "tversky": TverskyLoss,
     "focal_tversky": FocalTverskyLoss,
     "boundary": BoundaryLoss,
+    "jaccard": JaccardLoss,
+    "generalized_dice": GeneralizedDiceLoss,
+    "log_cosh_dice": LogCoshDiceLoss,
+    "mcc": MCCLoss,
+    "poly1": Poly1Loss,
+    "l1_ace": L1ACELoss,
     "dice_ce": DiceCELoss,
     "dice_focal": DiceFocalLoss,
     "compound": CompoundLoss,
@@ -45,7 +55,13 @@ __all__ = [
     "DiceLoss",
     "FocalLoss",
     "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
     "HausdorffDTLoss",
+    "JaccardLoss",
+    "L1ACELoss",
+    "LogCoshDiceLoss",
     "LogHausdorffDTLoss",
+    "MCCLoss",
+    "Poly1Loss",
     "TverskyLoss",
 ]

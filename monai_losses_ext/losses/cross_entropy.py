@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class CrossEntropyLoss(VoxelLoss):
         label_smoothing: softmax only: share of each label that is spread over all classes.
         ignore_index: label, or list of labels, of the voxels that do not count.
         to_onehot_y: kept for MONAI's sake; index labels are recognized by their shape.
+        top_k: share of the voxels, the hardest of all samples together, that the mean or the sum is over, as in nnU-Net
+            (its 10 is 0.1 here); None: all. Such a loss is no formula on sums: it takes a pass of its own over the
+            volume, and its memory.
         absent: sigmoid only: ``count`` the voxels of a channel that a sample lacks, or ``skip`` them.
 
     Shape:
@@ -70,6 +73,7 @@ class CrossEntropyLoss(VoxelLoss):
         ignore_index: IgnoreIndex = None,
         to_onehot_y: bool = False,
         absent: Absent = "count",
+        top_k: Annotated[float, arguments.Limits(above=0, maximum=1)] | None = None,
     ) -> None:
         activation_of(sigmoid, softmax, None)
         arguments.check_arguments(CrossEntropyLoss.__init__, locals())
@@ -85,6 +89,7 @@ class CrossEntropyLoss(VoxelLoss):
             absent=absent,
         )
         self.label_smoothing = float(label_smoothing)
+        self.top_k = top_k
 
     def activation_for(self, num_channels: int) -> str:
         """Return ``sigmoid`` for one channel, the chosen activation otherwise."""
@@ -141,13 +146,26 @@ class CrossEntropyLoss(VoxelLoss):
 
     def is_formula(self) -> bool:
         """Tell whether the loss is a formula on sums; a value per voxel is not."""
-        return self.reduction != "none"
+        return self.reduction != "none" and self.top_k is None
 
     def forward(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002
         """Return the loss of a batch; see the class."""
-        return super().forward(input, target) if self.is_formula() else self._voxel_map(input, target)
+        if self.is_formula():
+            return super().forward(input, target)
+        values, counted = self._voxel_map(input, target)
+        return values if self.top_k is None else self._of_the_hardest(values, counted, self.top_k)
 
-    def _voxel_map(self, input: Tensor, target: TargetLike) -> Tensor:  # noqa: A002
+    def _of_the_hardest(self, values: Tensor, counted: Tensor | None, share: float) -> Tensor:
+        """Return the mean or the sum over a share of the voxels that count, at least one of them."""
+        if self.reduction == "none":
+            raise errors.fail("top_k", "needs reduction mean or sum", self.reduction)
+        number = values.numel() if counted is None else int(counted.expand_as(values).sum())
+        hardest = values.flatten().topk(min(values.numel(), max(1, round(share * number)))).values
+        total = hardest.sum()
+        return total if self.reduction == "sum" else total / max(1, len(hardest))
+
+    def _voxel_map(self, input: Tensor, target: TargetLike) -> tuple[Tensor, Tensor | None]:  # noqa: A002
+        """Return the loss of each voxel, and which of them count, None where all do."""
         target = Target.parse(target, input)
         num_channels = input.shape[1]
         activation = self.activation_for(num_channels)
@@ -162,7 +180,13 @@ class CrossEntropyLoss(VoxelLoss):
         other = parts.get("ce_neg") if is_sigmoid else parts.get("logp")
         values = self._weighed(parts["ce"], other, weight, is_sigmoid, target.annotated)
         values = values if multiplier is None else values * multiplier
-        return values if is_sigmoid else values.sum(1)
+        counted = None if multiplier is None else multiplier > 0
+        if is_sigmoid and target.annotated is not None:
+            annotated = target.annotated.view(*target.annotated.shape, *[1] * (input.ndim - 2))
+            counted = annotated.expand_as(values) if counted is None else counted & annotated
+        if is_sigmoid:
+            return values, counted
+        return values.sum(1), None if counted is None else counted[:, 0]
 
 
 def _times(weight: Any, values: Tensor) -> Tensor:

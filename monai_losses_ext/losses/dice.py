@@ -51,20 +51,27 @@ class OverlapLoss(VoxelLoss):
     def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
         """Return the loss from true positives, all that is predicted and all there is, each ``[B or 1, C']``."""
 
-    def formula(self, sums: Sums) -> Tensor:
-        """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
-        num_channels = sums.num_channels
-        rows = sums.rows(self.terms, self.first_class(num_channels))
-        counted = None if sums.annotated is None else sums.annotated[:, self.first_class(num_channels) :]
+    def overlap(self, sums: Sums) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return true positives, all that is predicted, all there is, and which of them count, each ``[B or 1, C']``.
+
+        The last is bool, or None where all do.
+        """
+        first = self.first_class(sums.num_channels)
+        rows = sums.rows(self.terms, first)
+        counted = None if sums.annotated is None else sums.annotated[:, first:]
         if self.batch:
             rows, counted = over_batch(rows, counted, self.batch)
-        first, pred, ref = rows.unbind(0)
+        tp, pred, ref = rows.unbind(0)
         if self.absent == "skip":
             counted = ref > 0 if counted is None else (ref > 0) & counted
-        tp = (pred + ref - first) / 2 if self.terms[0] == "abs_diff" else first
-        values = self.score(tp, pred, ref, num_channels)
+        return ((pred + ref - tp) / 2 if self.terms[0] == "abs_diff" else tp), pred, ref, counted
+
+    def formula(self, sums: Sums) -> Tensor:
+        """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
+        tp, pred, ref, counted = self.overlap(sums)
+        values = self.score(tp, pred, ref, sums.num_channels)
         if self.class_weight is not None and values.shape[1] > 1:
-            values = values * self.per_counted_class("weight", self.class_weight, values, num_channels)
+            values = values * self.per_counted_class("weight", self.class_weight, values, sums.num_channels)
         values = self.reduce(values, counted)
         return values[0] if self.batch and self.reduction == "none" else values
 
@@ -157,3 +164,89 @@ class DiceLoss(OverlapLoss):
     def shaped(self, value: Tensor, ndim: int) -> Tensor:
         """Return the loss; for ``reduction="none"`` with axes of length 1 in place of the spatial ones, as in MONAI."""
         return value.view(*value.shape, *[1] * (ndim - 2)) if self.reduction == "none" else value
+
+
+class JaccardLoss(DiceLoss):
+    """Penalize a small intersection over union: :class:`DiceLoss` with ``jaccard``.
+
+    ``1 - (tp + smooth_nr / 2) / (tp + fp + fn + smooth_dr / 2)`` per sample and class.
+
+    Args:
+        include_background: and all others: as in :class:`DiceLoss`.
+
+    Source:
+        Rahman and Wang 2016, https://doi.org/10.1007/978-3-319-50835-1_22.
+
+    Example:
+        >>> import torch
+        >>> p, g = torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([[[1.0, 1.0, 0.0]]])
+        >>> round(JaccardLoss()(p, g).item(), 3)
+        0.5
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[..., Tensor] | None = None,
+        squared_pred: bool = False,
+        reduction: Reduction = "mean",
+        smooth_nr: NonNegative = 1e-5,
+        smooth_dr: NonNegative = 1e-5,
+        batch: Batch = False,
+        weight: ClassWeights = None,
+        soft_label: bool = False,
+        ignore_index: IgnoreIndex = None,
+        absent: Absent = "count",
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        arguments.check_arguments(JaccardLoss.__init__, {k: v for k, v in given.items() if k != "other_act"})
+        super().__init__(jaccard=True, **given)
+
+
+class LogCoshDiceLoss(DiceLoss):
+    """The logarithm of the hyperbolic cosine of the Dice loss, which is smooth and flat near a perfect overlap.
+
+    ``log cosh(L_dice)`` per sample and class, between 0 and 0.434.
+
+    Args:
+        include_background: and all others: as in :class:`DiceLoss`.
+
+    Source:
+        Jadon 2020, https://arxiv.org/abs/2006.14822. Differs in taking it of each class and not of their mean, so that
+        a class weight weighs its part.
+
+    Example:
+        >>> import torch
+        >>> p, g = torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([[[1.0, 1.0, 0.0]]])
+        >>> round(LogCoshDiceLoss()(p, g).item(), 4)  # log cosh(1 / 3)
+        0.0546
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[..., Tensor] | None = None,
+        squared_pred: bool = False,
+        reduction: Reduction = "mean",
+        smooth_nr: NonNegative = 1e-5,
+        smooth_dr: NonNegative = 1e-5,
+        batch: Batch = False,
+        weight: ClassWeights = None,
+        soft_label: bool = False,
+        ignore_index: IgnoreIndex = None,
+        absent: Absent = "count",
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        arguments.check_arguments(LogCoshDiceLoss.__init__, {k: v for k, v in given.items() if k != "other_act"})
+        super().__init__(**given)
+        self.non_negative = True
+
+    def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
+        """Return log cosh of the Dice loss per sample and class."""
+        return super().score(tp, pred, ref, num_channels).cosh().log()

@@ -43,7 +43,7 @@ def compound(*components, **options):
         ({"type": "dice", "smooth_nr": "1e-5"}, r"must be a number.*in YAML with a point \(1.0e-05\)"),
         ("{'type': 'dice'", "^loss: must be a name, .* is a brace or a quote missing"),
         ("cldice", "Did you mean 'monai.SoftclDiceLoss'"),
-        ("generalized_dice", "Did you mean 'monai.GeneralizedDiceLoss'"),
+        ("generalized_wasserstein_dice", "Did you mean 'monai.GeneralizedWassersteinDiceLoss'"),
         ({"type": "monai.DiceLos"}, "^loss: type: must be a loss class of monai.losses.*Did you mean 'monai.DiceLoss'"),
         ({"type": "monai.os"}, "^loss: type: must be a loss class of monai.losses"),
         ({"type": "monai.SoftclDiceLoss", "itr": 3}, "^loss: monai.SoftclDiceLoss: key: .*Did you mean 'iter_'"),
