@@ -151,15 +151,13 @@ def split_cases(cases: list[Case], validation_fraction: float = 0.2, seed: int =
     return sorted(shuffled[n_validation:], key=_by_name), sorted(shuffled[:n_validation], key=_by_name)
 
 
-def training_cases(
+def annotated_cases(
     dataset_dir: str | os.PathLike[str],
-    validation_fraction: float = 0.2,
-    seed: int = 0,
     labels: Mapping[Any, str] | None = None,
     label_map: LabelMap | None = None,
     regions: Sequence[Sequence[int]] | None = None,
 ) -> list[Case]:
-    """Return the cases of a dataset to train on: :func:`read_cases`, then :func:`split_cases`.
+    """Return what :func:`read_cases` does, with ``annotated`` and ``weight`` in every case or in none.
 
     Where any case of the dataset says what it was annotated for, every case gets ``annotated`` as the loss takes it: an
     array [C] of true and false, all true for a case that does not say. Where any has a ``weight``, every case has that
@@ -167,29 +165,45 @@ def training_cases(
 
     Args:
         dataset_dir: folder that holds ``dataset.json``.
-        validation_fraction: share that is held out.
-        seed: picks the split.
         labels: the network's classes, background included; default those that ``dataset.json`` names.
         label_map: label in the files to class. A class of several labels is annotated where all of them are.
         regions: the labels in the files that each channel is made of, for a network with a sigmoid whose channels are
             regions, in place of classes. A region is annotated where all of its labels are.
 
     Raises:
-        UserError: one line; see both, and where nothing tells which labels there are.
+        UserError: one line; see :func:`read_cases`, and where nothing tells which labels there are.
     """
-    return _annotated_split(dataset_dir, validation_fraction, seed, labels, label_map, regions)[0]
+    cases = read_cases(dataset_dir)
+    if any(WEIGHT in case for case in cases):
+        cases = [{WEIGHT: None, **case} for case in cases]
+    if any(ANNOTATED in case for case in cases):
+        named = named_labels(read_index(Path(dataset_dir).expanduser().absolute()))
+        sources = regions or _class_sources(named, labels, label_map)
+        _check_annotated(cases, named or frozenset().union(*sources))
+        cases = [{**case, ANNOTATED: annotated_channels(case.get(ANNOTATED), sources)} for case in cases]
+    return cases
+
+
+def training_cases(
+    dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0, *args: Any, **kwargs: Any
+) -> list[Case]:
+    """Return the cases of a dataset to train on: :func:`annotated_cases`, then :func:`split_cases`.
+
+    Args:
+        dataset_dir: folder that holds ``dataset.json``.
+        validation_fraction: share that is held out.
+        seed: picks the split.
+        args: ``labels``, ``label_map`` and ``regions`` of :func:`annotated_cases`.
+        kwargs: the same by name.
+    """
+    return split_cases(annotated_cases(dataset_dir, *args, **kwargs), validation_fraction, seed)[0]
 
 
 def validation_cases(
-    dataset_dir: str | os.PathLike[str],
-    validation_fraction: float = 0.2,
-    seed: int = 0,
-    labels: Mapping[Any, str] | None = None,
-    label_map: LabelMap | None = None,
-    regions: Sequence[Sequence[int]] | None = None,
+    dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0, *args: Any, **kwargs: Any
 ) -> list[Case]:
     """Return the cases of a dataset that are held out, as :func:`training_cases` does, but without weights."""
-    held_out = _annotated_split(dataset_dir, validation_fraction, seed, labels, label_map, regions)[1]
+    held_out = split_cases(annotated_cases(dataset_dir, *args, **kwargs), validation_fraction, seed)[1]
     return [{key: value for key, value in case.items() if key != WEIGHT} for case in held_out]
 
 
@@ -221,29 +235,10 @@ def dataset_fingerprint(dataset_dir: str | os.PathLike[str]) -> dict[str, str]:
     return {"dataset": folder.name, "dataset_cases": str(len(cases)), "dataset_fingerprint": digest.hexdigest()[:16]}
 
 
-def _annotated_split(
-    dataset_dir: str | os.PathLike[str],
-    validation_fraction: float,
-    seed: int,
-    labels: Mapping[Any, str] | None,
-    label_map: LabelMap | None,
-    regions: Sequence[Sequence[int]] | None,
-) -> tuple[list[Case], list[Case]]:
-    cases = read_cases(dataset_dir)
-    if any(WEIGHT in case for case in cases):
-        cases = [{WEIGHT: None, **case} for case in cases]
-    if any(ANNOTATED in case for case in cases):
-        named = named_labels(read_index(Path(dataset_dir).expanduser().absolute()))
-        sources = regions or _class_sources(named, labels, label_map)
-        _check_annotated(cases, named or frozenset().union(*sources))
-        cases = [{**case, ANNOTATED: annotated_channels(case.get(ANNOTATED), sources)} for case in cases]
-    return split_cases(cases, validation_fraction, seed)
-
-
 def _class_sources(
     named: Mapping[int, str] | None, labels: Mapping[Any, str] | None, label_map: LabelMap | None
 ) -> Sequence[frozenset[int]]:
-    """Return the labels in the files that each class is made of; see :func:`training_cases`."""
+    """Return the labels in the files that each class is made of; see :func:`annotated_cases`."""
     if labels is not None:
         return class_sources(named, len(labels), label_map)
     if named is None:

@@ -94,10 +94,26 @@ def faults(image: Volume, label: Volume, rules: Rules, weight: Volume | None = N
     if broken := _not_finite(voxels):
         yield Fault("image", broken)
     yield from _faults_of_grid("label", label, image, ", of whole numbers")
-    yield from _faults_of_values(label.voxels, rules)
+    yield from faults_of_values(label.voxels, rules)
     if weight is not None:
         yield from _faults_of_grid("weight", weight, image)
         yield from _faults_of_weight(weight.voxels)
+
+
+def faults_of_values(label: Array, rules: Rules) -> Iterator[Fault]:
+    """Give what is wrong with the values of a label, of any shape, as they are in the file."""
+    whole = np.issubdtype(label.dtype, np.integer) or label.dtype == bool
+    if not whole:
+        broken = ~(abs(label - np.round(label)) <= ROUNDING)  # true for NaN too
+        if broken.any():
+            yield Fault("label", f"has values that are no whole numbers: {shortened(np.unique(label[broken]))}")
+            return
+    rounded = np.round(label)
+    outside = np.unique(rounded[(rounded < 0) | (rounded >= rules.num_classes)])
+    unknown = {int(value) for value in outside} - rules.ignore_label - set(rules.label_map)
+    if unknown:
+        what = f"has values outside 0..{rules.num_classes - 1}, the task's labels: {_values(unknown)}"
+        yield Fault("label", what, frozenset(unknown))
 
 
 def classes_of(label: Label, rules: Rules) -> Label:
@@ -182,22 +198,6 @@ def _not_finite(voxels: Array) -> str:
         return ""
     broken = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     return f"has {broken} voxels that are NaN or infinite" if broken else ""
-
-
-def _faults_of_values(label: Array, rules: Rules) -> Iterator[Fault]:
-    """Give what is wrong with a label's values."""
-    whole = np.issubdtype(label.dtype, np.integer) or label.dtype == bool
-    if not whole:
-        broken = ~(abs(label - np.round(label)) <= ROUNDING)  # true for NaN too
-        if broken.any():
-            yield Fault("label", f"has values that are no whole numbers: {shortened(np.unique(label[broken]))}")
-            return
-    rounded = np.round(label)
-    outside = np.unique(rounded[(rounded < 0) | (rounded >= rules.num_classes)])
-    unknown = {int(value) for value in outside} - rules.ignore_label - set(rules.label_map)
-    if unknown:
-        what = f"has values outside 0..{rules.num_classes - 1}, the task's labels: {_values(unknown)}"
-        yield Fault("label", what, frozenset(unknown))
 
 
 def _values(values: Iterable[int]) -> str:
