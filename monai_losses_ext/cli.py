@@ -100,6 +100,27 @@ def _add_data(commands: Commands) -> None:
     parser.set_defaults(command=_phantoms, extra="bundles", needs="data phantoms")
     text = "Read every case of a dataset and list what would break a training; exit status 1 if there is anything."
     parser = actions.add_parser("check", help="find what would break a training", description=text)
+    _add_dataset(parser)
+    parser.set_defaults(command=_check_data, extra="bundles", needs="data check")
+    text = (
+        "Count the voxels of each class in the training labels, each class in the cases that were annotated for it, "
+        "print the shares, and keep them for losses with the class weights 'balanced'."
+    )
+    parser = actions.add_parser("statistics", help="count the voxels of each class", description=text)
+    _add_dataset(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", help="file to write (default: statistics.json in the dataset's folder)"
+    )
+    parser.set_defaults(command=_statistics, extra="bundles", needs="data statistics")
+    text = "Fetch a task of the Medical Segmentation Decathlon and unpack it to DIR/TASK; what is there is kept."
+    parser = actions.add_parser("download", help="fetch a task of the Decathlon", description=text)
+    parser.add_argument("--task", required=True, help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; it is made if absent")
+    parser.set_defaults(command=_download, extra="bundles", needs="data download")
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a dataset is and what its labels mean."""
     parser.add_argument("--task", help="task of the Decathlon whose row counts (default: what dataset.json tells)")
     parser.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder with dataset.json")
     parser.add_argument(
@@ -112,12 +133,6 @@ def _add_data(commands: Commands) -> None:
     parser.add_argument(
         "--label_map", metavar="JSON", help="classes of the values in the label files, as in the bundle: '{\"17\": 1}'"
     )
-    parser.set_defaults(command=_check_data, extra="bundles", needs="data check")
-    text = "Fetch a task of the Medical Segmentation Decathlon and unpack it to DIR/TASK; what is there is kept."
-    parser = actions.add_parser("download", help="fetch a task of the Decathlon", description=text)
-    parser.add_argument("--task", required=True, help=f"one of: {', '.join(TASKS)}")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; it is made if absent")
-    parser.set_defaults(command=_download, extra="bundles", needs="data download")
 
 
 def _add_bundles(commands: Commands) -> None:
@@ -209,6 +224,19 @@ def _check_data(arguments: argparse.Namespace) -> int:
             "cases, listed above"
         )
     print(report.summary())
+    return 0
+
+
+def _statistics(arguments: argparse.Namespace) -> int:
+    from monai_losses_ext.data.statistics import FILE, dataset_statistics, statistics_table, write_statistics
+
+    label_map = _label_map(arguments.label_map)
+    folder = os.path.expanduser(arguments.dataset_dir)
+    statistics = dataset_statistics(folder, arguments.task, arguments.ignore_label, label_map, progress=True)
+    out = os.path.expanduser(arguments.out) if arguments.out else os.path.join(folder, FILE)
+    print(statistics_table(statistics))
+    write_statistics(statistics, out)
+    print(out)
     return 0
 
 

@@ -20,7 +20,7 @@ from monai_losses_ext import errors
 from monai_losses_ext.arguments import Limits, check_arguments
 from monai_losses_ext.distance import signed_distance, voxel_size
 from monai_losses_ext.losses.base import Positive
-from monai_losses_ext.sums.target import DISTANCE, LABEL
+from monai_losses_ext.sums.target import DISTANCE, KEYS, LABEL
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -131,6 +131,38 @@ class UnpackLabeld(MapTransform):
             if isinstance(case[key], Mapping):
                 case[key] = case[key][LABEL]
         return case
+
+
+def prepare_batch(
+    batchdata: Mapping[str, Any],
+    device: str | torch.device | None = None,
+    non_blocking: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
+    """Hand the labels and all that belongs to them to the loss: a trainer's ``prepare_batch``.
+
+    Args:
+        batchdata: with ``image`` and ``label``, and any other key of a target: see
+            :class:`monai_losses_ext.sums.Target`.
+        device: where the tensors go.
+        non_blocking: whether the copy may run beside what follows.
+        kwargs: further arguments of the copy.
+
+    Returns:
+        The image, and the label, or ``{"label": ..., "weight": ...}`` where the batch has more. The trainer keeps that
+        as the batch's ``label``; where it has post-processing or metrics, :class:`UnpackLabeld` comes first there.
+
+    Example:
+        >>> batch = {"image": torch.zeros(1), "label": torch.ones(1), "annotated": torch.tensor([[True, False]])}
+        >>> prepare_batch(batch)[1]
+        {'label': tensor([1.]), 'annotated': tensor([[ True, False]])}
+    """
+    image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+    others = {key: batchdata[key] for key in KEYS if key != LABEL and key in batchdata}
+    if not others:
+        return image, label
+    moved = {key: part.to(device=device, non_blocking=non_blocking, **kwargs) for key, part in others.items()}
+    return image, {LABEL: label, **moved}
 
 
 def prepare_batch_with_distance(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from monai_losses_ext.data.check import check_command
-from monai_losses_ext.data.dataset import Case, case_names
+from monai_losses_ext.data.dataset import Case, case_files, case_names
 from monai_losses_ext.data.faults import Rules
 from monai_losses_ext.data.volume import file_fault
 from monai_losses_ext.errors import UserError
@@ -94,8 +94,8 @@ def _blame(error: BaseException, case: Case) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__
-    for key in ("image", "label"):
-        what = file_fault(case[key]) if key in case else None
+    for path in case_files(case):
+        what = file_fault(path)
         if what:
-            return f"{case[key]} {what}. To find every such case: {check_command(case)}"
+            return f"{path} {what}. To find every such case: {check_command(case)}"
     return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,17 @@ need("the check of a dataset", "bundles", "nibabel", "tqdm")
 import numpy as np
 from tqdm import tqdm
 
-from monai_losses_ext.data.dataset import Case, case_names, listed_cases
+from monai_losses_ext.data.dataset import FILES, WEIGHT, Case, case_names, listed_cases, read_index
 from monai_losses_ext.data.expected import Expected, expected
-from monai_losses_ext.data.faults import Fault, LabelMap, Rules, by, classes_of, faults, remedy, shortened
+from monai_losses_ext.data.faults import Fault, Rules, by, classes_of, faults, remedy, shortened
+from monai_losses_ext.data.labels import (
+    ANNOTATED,
+    LabelMap,
+    annotated_channels,
+    check_annotated,
+    class_sources,
+    named_labels,
+)
 from monai_losses_ext.data.shapes import Array
 from monai_losses_ext.data.tasks import Task
 from monai_losses_ext.data.volume import Volume, read
@@ -45,6 +53,8 @@ class CheckReport:
     shapes: list[tuple[int, ...]] = field(default_factory=list)  # of the images that could be read
     spacings: list[tuple[float, ...]] = field(default_factory=list)  # mm
     absent: dict[int, list[str]] = field(default_factory=dict)  # class to the cases without it
+    annotated: dict[int, int] | None = None  # class to the number of cases annotated for it; None: all are for all
+    not_annotated: dict[int, list[str]] = field(default_factory=dict)  # class to the cases that hold it all the same
     unknown_values: set[int] = field(default_factory=set)  # of labels, that are no classes
     notes: list[str] = field(default_factory=list)  # files whose place is in doubt
 
@@ -68,17 +78,30 @@ class CheckReport:
         if self.notes:
             lines.append(f"warning: {len(self.notes)} files have two places: {shortened(self.notes)}")
         for value, cases in sorted(self.absent.items()):
-            label = f"label {value} ({self.expected.classes.get(value, '?')})"
-            lines.append(f"warning: {label} is absent in {len(cases)} of {len(self.cases)} cases: {shortened(cases)}")
+            number = len(self.cases) if self.annotated is None else self.annotated[value]
+            lines.append(
+                f"warning: {self._label(value)} is absent in {len(cases)} of {number} cases: {shortened(cases)}"
+            )
+        for value, cases in sorted(self.not_annotated.items()):
+            others = len(self.cases) - (self.annotated or {})[value]
+            lines.append(
+                f"warning: {self._label(value)} is there in {len(cases)} of {others} cases that were not annotated for "
+                f"it, and counts as background: {shortened(cases)}"
+            )
         return lines
 
+    def _label(self, value: int) -> str:
+        return f"label {value} ({self.expected.classes.get(value, '?')})"
+
     def summary(self) -> str:
-        """Return cases, shapes, spacings, and the warnings."""
+        """Return cases, shapes, spacings, how many cases were annotated for each class, and the warnings."""
         lines = [f"{self.expected.name}: {len(self.cases)} cases"]
         for name, values in (("shape (voxels)", self.shapes), ("spacing (mm)", self.spacings)):
             if values:
                 low, middle, high = (by(how(values, axis=0)) for how in (np.min, np.median, np.max))
                 lines.append(f"{name}: median {middle}, from {low} to {high}")
+        for value, number in sorted((self.annotated or {}).items()):
+            lines.append(f"{self._label(value)}: {number} of {len(self.cases)} cases are annotated for it")
         return "\n".join([*lines, *self.warnings()])
 
 
@@ -112,10 +135,11 @@ def check_dataset(
     report = CheckReport(expected(folder, task, ignore_label, label_map))
     report.problems += [Problem("", "dataset.json", what) for what in report.expected.problems]
     names = case_names(case["image"] for case in cases)
+    annotated = _annotated(cases, names, folder, report)
     for case in tqdm(cases, desc="check", unit="case", disable=None if progress else True):
         name = names[case["image"]]
         report.cases.append(name)
-        for fault in _faults_of_files(case, name, folder, report):
+        for fault in _faults_of_files(case, name, folder, report, annotated[case["image"]]):
             report.problems.append(Problem(name, os.path.relpath(case[fault.key], folder), fault.what))
             report.unknown_values |= fault.values
     return report
@@ -146,33 +170,71 @@ def check_command(case: Case, rules: Rules | None = None) -> str:
     return command
 
 
-def _faults_of_files(case: Case, name: str, folder: Path, report: CheckReport) -> list[Fault]:
-    """Return what is wrong with a case's files, and note in the report what is right."""
-    image, label = read(case["image"]), read(case["label"])
-    unusable = [Fault(key, what) for key, what in (("image", image), ("label", label)) if isinstance(what, str)]
-    if isinstance(image, str) or isinstance(label, str):
-        return unusable
-    for key, volume in (("image", image), ("label", label)):
-        if volume.note:
-            report.notes.append(f"{os.path.relpath(case[key], folder)} ({volume.note})")
-    if image.voxels.ndim in (3, 4):
-        report.shapes.append(image.voxels.shape[:3])
-        report.spacings.append(tuple(float(mm) for mm in np.linalg.norm(image.affine[:3, :3], axis=0)))
-    image, label = _channel_first(image), _channel_first(label)
-    found = list(faults(image, label, report.expected.rules))
-    if not any(fault.key == "label" for fault in found):
-        found += _without_foreground(label.voxels, name, report)
+def _annotated(cases: list[Case], names: dict[str, str], folder: Path, report: CheckReport) -> dict[str, set[int]]:
+    """Return the foreground classes that each case was annotated for, by image; note in the report what is wrong."""
+    rules, foreground = report.expected.rules, [value for value in report.expected.classes if value != 0]
+    if not any(ANNOTATED in case for case in cases):
+        return {case["image"]: set(foreground) for case in cases}
+    named = named_labels(read_index(folder))
+    sources = class_sources(named, rules.num_classes, rules.label_map)
+    known = frozenset().union(*sources) if named is None else named
+    found = {}
+    for case in cases:
+        labels = case.get(ANNOTATED)
+        try:
+            if ANNOTATED in case:
+                check_annotated(labels, known)
+        except UserError as error:
+            report.problems.append(Problem(names[case["image"]], "dataset.json", str(error)))
+            labels = None
+        channels = annotated_channels(labels, sources)
+        found[case["image"]] = {value for value in foreground if channels[value]}
+    report.annotated = {value: sum(value in classes for classes in found.values()) for value in foreground}
     return found
 
 
-def _without_foreground(label: Array, name: str, report: CheckReport) -> list[Fault]:
-    """Return a fault for a label without any class; note in the report which classes it lacks."""
+def _faults_of_files(
+    case: Case, name: str, folder: Path, report: CheckReport, annotated: Collection[int]
+) -> list[Fault]:
+    """Return what is wrong with a case's files, and note in the report what is right."""
+    volumes, unusable = {}, []
+    for key in (key for key in FILES if key in case):
+        volume = read(case[key])
+        if isinstance(volume, str):
+            unusable.append(Fault(key, volume))
+        else:
+            volumes[key] = volume
+            if volume.note:
+                report.notes.append(f"{os.path.relpath(case[key], folder)} ({volume.note})")
+    if "image" not in volumes or "label" not in volumes:
+        return unusable
+    image = volumes["image"]
+    if image.voxels.ndim in (3, 4):
+        report.shapes.append(image.voxels.shape[:3])
+        report.spacings.append(tuple(float(mm) for mm in np.linalg.norm(image.affine[:3, :3], axis=0)))
+    volumes = {key: _channel_first(volume) for key, volume in volumes.items()}
+    found = unusable + list(faults(volumes["image"], volumes["label"], report.expected.rules, volumes.get(WEIGHT)))
+    if not any(fault.key == "label" for fault in found):
+        found += _faults_of_classes(volumes["label"].voxels, name, report, annotated)
+    return found
+
+
+def _faults_of_classes(label: Array, name: str, report: CheckReport, annotated: Collection[int]) -> list[Fault]:
+    """Return a fault for a label without any class; note in the report which it lacks, and which should not be there.
+
+    Args:
+        label: values as they are in the file.
+        name: of the case.
+        report: to note it in.
+        annotated: the classes that the case was annotated for.
+    """
     classes = classes_of(label, report.expected.rules)
-    foreground = [value for value in report.expected.classes if value != 0]
-    absent = [value for value in foreground if not (classes == value).any()]
-    if len(absent) == len(foreground):
+    present = {value for value in report.expected.classes if value != 0 and (classes == value).any()}
+    for value in present.difference(annotated):
+        report.not_annotated.setdefault(value, []).append(f"{name} ({int((classes == value).sum())} voxels)")
+    if not present.intersection(annotated):
         return [Fault("label", "has no foreground")]
-    for value in absent:
+    for value in sorted(set(annotated) - present):
         report.absent.setdefault(value, []).append(name)
     return []
 

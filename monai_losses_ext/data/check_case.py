@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The transform that stops a training at a case that would break it, or spoil it unseen."""
+"""What a training does with a case that was loaded: give it weights, and stop where it would break or spoil it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,44 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from monai.data import MetaTensor
-from monai.transforms import Transform
+from monai.transforms import LoadImage, Transform
 
 from monai_losses_ext.data.bad_case import FaultError
-from monai_losses_ext.data.faults import LabelMap, classes_of, faults, make_rules, remedy
+from monai_losses_ext.data.dataset import WEIGHT
+from monai_losses_ext.data.faults import classes_of, faults, make_rules, remedy
+from monai_losses_ext.data.labels import LabelMap
 from monai_losses_ext.data.volume import Volume, file_fault, place_note
+
+
+class LoadWeightd(Transform):
+    """Load how much each voxel of a case counts, ``weight`` [1, *S], float32, where the case has that key.
+
+    It is a path, or None for a weight of 1, on the grid of ``label``, a MetaTensor [1, *S] that is loaded before.
+    :class:`CheckCased` tells what is wrong with a file.
+    """
+
+    def __init__(self) -> None:
+        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        """Return the case with its weights as a MetaTensor."""
+        if WEIGHT not in data:
+            return data
+        path, label = data[WEIGHT], data["label"]
+        weight = MetaTensor(torch.ones(label.shape), affine=label.affine) if path is None else self.load(path)
+        return {**data, WEIGHT: weight}
 
 
 class CheckCased(Transform):
     """Stop at a case whose image or label would break a training, or spoil it unseen; give the label its classes.
 
-    It belongs right after loading and ``EnsureChannelFirstd``; ``image`` is [C, *S], ``label`` [1, *S], both are
-    MetaTensors. The rules are those of ``python -m monai_losses_ext data check``: files that are whole and of real
-    numbers, the task's number of channels, no NaN, the same shape and place for image and label, no other label values
-    than the task's. A case without foreground is let through: it can be trained on. Label values that a scale in the
-    file's header leaves a hair off whole numbers are rounded.
+    It belongs right after loading and ``EnsureChannelFirstd``; ``image`` is [C, *S], ``label`` [1, *S], and ``weight``
+    [1, *S] where the case has it, all MetaTensors. The rules are those of ``python -m monai_losses_ext data check``:
+    files that are whole and of real numbers, the task's number of channels, no NaN, the same shape and place for all,
+    no other label values than the task's, no weight below 0. A case without foreground is let through: it can be
+    trained on. Label values that a scale in the file's header leaves a hair off whole numbers are rounded.
 
     Args:
         num_classes: number of labels, background included.
@@ -55,7 +77,8 @@ class CheckCased(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         """Return the case with the classes of its label, or raise a UserError."""
         image, label = (self._volume(key, data[key]) for key in ("image", "label"))
-        for fault in faults(image, label, self.rules):
+        weight = self._volume(WEIGHT, data[WEIGHT]) if WEIGHT in data else None
+        for fault in faults(image, label, self.rules, weight):
             more = f". {remedy(fault.values, self.rules)}" if fault.values else ""
             raise FaultError(fault.key, f"{fault.what}{more}", self.rules)
         return {**data, "label": classes_of(data["label"], self.rules)}

@@ -2,25 +2,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading a dataset in the Decathlon's layout, and splitting it into training and validation cases.
 
-The layout is a folder with ``dataset.json``, ``imagesTr/`` and ``labelsTr/``; ``dataset.json`` lists the cases.
+The layout is a folder with ``dataset.json``, ``imagesTr/`` and ``labelsTr/``; ``dataset.json`` lists the cases. Beside
+``image`` and ``label``, a case may have ``weight``, a file with how much each voxel counts, and ``annotated``, the
+labels that it was annotated for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_losses_ext.arguments import Limits, number
+from monai_losses_ext.data.labels import (
+    ANNOTATED,
+    LabelMap,
+    annotated_channels,
+    check_annotated,
+    class_sources,
+    named_labels,
+    whole_map,
+)
 from monai_losses_ext.data.tasks import TASKS
 from monai_losses_ext.errors import UserError, fail
 
-Case = dict[str, str]
+WEIGHT = "weight"
+FILES = ("image", "label", WEIGHT)
+Case = dict[str, Any]
 
 THREE_WAYS = (
     "Three ways to get data: (1) synthetic cases: python -m monai_losses_ext data phantoms --task {task} --out DIR; "
@@ -41,15 +55,18 @@ def read_cases(dataset_dir: str | os.PathLike[str], section: str = "training") -
         section: list to read, ``training`` in the Decathlon's layout.
 
     Returns:
-        ``{"image": path, "label": path}`` per case, absolute, in the file's order.
+        ``{"image": path, "label": path}`` per case, absolute, in the file's order; with ``weight``, a path, and
+        ``annotated``, a list of labels in the files, where the case has them.
 
     Raises:
-        DatasetError: if the folder, ``dataset.json``, the section or a listed file is absent or cannot be read, or an
-            image is listed twice.
+        DatasetError: if the folder, ``dataset.json``, the section or a listed file is absent or cannot be read, an
+            image is listed twice, or a case was annotated for what is no label.
     """
     folder = Path(dataset_dir).expanduser().absolute()
     cases = listed_cases(folder, section)
-    absent = [path for case in cases for path in case.values() if not os.path.isfile(path)]
+    if any(ANNOTATED in case for case in cases):
+        _check_annotated(cases, named_labels(read_index(folder)))
+    absent = [path for case in cases for path in case_files(case) if not os.path.isfile(path)]
     if absent:
         more = f" and {len(absent) - 1} more listed files are" if len(absent) > 1 else " is"
         raise _error(folder, f"{os.path.relpath(absent[0], folder)}{more} absent")
@@ -57,7 +74,7 @@ def read_cases(dataset_dir: str | os.PathLike[str], section: str = "training") -
 
 
 def listed_cases(folder: Path, section: str = "training") -> list[Case]:
-    """Return what :func:`read_cases` does without looking for the files; ``folder`` is absolute.
+    """Return what :func:`read_cases` does, neither looking for the files nor at the labels; ``folder`` is absolute.
 
     Raises:
         DatasetError: if the folder, ``dataset.json`` or the section is absent or cannot be read, or an image is listed
@@ -88,6 +105,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise _error(folder, f"dataset.json cannot be read as JSON ({error})") from error
     return content if isinstance(content, dict) else {}
+
+
+def case_files(case: Mapping[str, Any]) -> list[str]:
+    """Return the paths of a case's files."""
+    return [case[key] for key in FILES if isinstance(case.get(key), str)]
 
 
 def case_names(files: Iterable[str]) -> dict[str, str]:
@@ -129,16 +151,111 @@ def split_cases(cases: list[Case], validation_fraction: float = 0.2, seed: int =
     return sorted(shuffled[n_validation:], key=_by_name), sorted(shuffled[:n_validation], key=_by_name)
 
 
-def training_cases(dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0) -> list[Case]:
-    """Return the cases of a dataset to train on: :func:`read_cases`, then :func:`split_cases`."""
-    return split_cases(read_cases(dataset_dir), validation_fraction, seed)[0]
+def annotated_cases(
+    dataset_dir: str | os.PathLike[str],
+    labels: Mapping[Any, str] | None = None,
+    label_map: LabelMap | None = None,
+    regions: Sequence[Sequence[int]] | None = None,
+) -> list[Case]:
+    """Return what :func:`read_cases` does, with ``annotated`` and ``weight`` in every case or in none.
+
+    Where any case of the dataset says what it was annotated for, every case gets ``annotated`` as the loss takes it: an
+    array [C] of true and false, all true for a case that does not say. Where any has a ``weight``, every case has that
+    key; None stands for a weight of 1.
+
+    Args:
+        dataset_dir: folder that holds ``dataset.json``.
+        labels: the network's classes, background included; default those that ``dataset.json`` names.
+        label_map: label in the files to class. A class of several labels is annotated where all of them are.
+        regions: the labels in the files that each channel is made of, for a network with a sigmoid whose channels are
+            regions, in place of classes. A region is annotated where all of its labels are.
+
+    Raises:
+        UserError: one line; see :func:`read_cases`, and where nothing tells which labels there are.
+    """
+    cases = read_cases(dataset_dir)
+    if any(WEIGHT in case for case in cases):
+        cases = [{WEIGHT: None, **case} for case in cases]
+    if any(ANNOTATED in case for case in cases):
+        named = named_labels(read_index(Path(dataset_dir).expanduser().absolute()))
+        sources = regions or _class_sources(named, labels, label_map)
+        _check_annotated(cases, named or frozenset().union(*sources))
+        cases = [{**case, ANNOTATED: annotated_channels(case.get(ANNOTATED), sources)} for case in cases]
+    return cases
+
+
+def training_cases(
+    dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0, *args: Any, **kwargs: Any
+) -> list[Case]:
+    """Return the cases of a dataset to train on: :func:`annotated_cases`, then :func:`split_cases`.
+
+    Args:
+        dataset_dir: folder that holds ``dataset.json``.
+        validation_fraction: share that is held out.
+        seed: picks the split.
+        args: ``labels``, ``label_map`` and ``regions`` of :func:`annotated_cases`.
+        kwargs: the same by name.
+    """
+    return split_cases(annotated_cases(dataset_dir, *args, **kwargs), validation_fraction, seed)[0]
 
 
 def validation_cases(
-    dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0
+    dataset_dir: str | os.PathLike[str], validation_fraction: float = 0.2, seed: int = 0, *args: Any, **kwargs: Any
 ) -> list[Case]:
-    """Return the cases of a dataset that are held out: :func:`read_cases`, then :func:`split_cases`."""
-    return split_cases(read_cases(dataset_dir), validation_fraction, seed)[1]
+    """Return the cases of a dataset that are held out, as :func:`training_cases` does, but without weights."""
+    held_out = split_cases(annotated_cases(dataset_dir, *args, **kwargs), validation_fraction, seed)[1]
+    return [{key: value for key, value in case.items() if key != WEIGHT} for case in held_out]
+
+
+def weight_keys(dataset_dir: str | os.PathLike[str]) -> list[str]:
+    """Return ``["weight"]`` for a dataset in which a case has weights of its voxels, else ``[]``."""
+    cases = listed_cases(Path(dataset_dir).expanduser().absolute())
+    return [WEIGHT] if any(WEIGHT in case for case in cases) else []
+
+
+def dataset_fingerprint(dataset_dir: str | os.PathLike[str]) -> dict[str, str]:
+    """Return what tells one data set from another without reading its volumes.
+
+    Args:
+        dataset_dir: folder in the Decathlon's layout.
+
+    Returns:
+        ``dataset``, the folder's name; ``dataset_cases``, the number of cases to train on and validate with;
+        ``dataset_fingerprint``, 16 hexadecimal digits of a SHA-256 over ``dataset.json`` and the names and sizes in
+        bytes of the files that it lists. Empty where the folder cannot be read.
+    """
+    folder = Path(dataset_dir).expanduser().absolute()
+    try:
+        cases = listed_cases(folder)
+        digest = hashlib.sha256((folder / "dataset.json").read_bytes())
+        for path in sorted(path for case in cases for path in case_files(case)):
+            digest.update(f"\n{os.path.relpath(path, folder)} {os.path.getsize(path)}".encode())
+    except (OSError, ValueError):
+        return {}
+    return {"dataset": folder.name, "dataset_cases": str(len(cases)), "dataset_fingerprint": digest.hexdigest()[:16]}
+
+
+def _class_sources(
+    named: Mapping[int, str] | None, labels: Mapping[Any, str] | None, label_map: LabelMap | None
+) -> Sequence[frozenset[int]]:
+    """Return the labels in the files that each class is made of; see :func:`annotated_cases`."""
+    if labels is not None:
+        return class_sources(named, len(labels), label_map)
+    if named is None:
+        rule = f"must name the labels where cases say what they are {ANNOTATED} for"
+        raise fail("dataset.json: labels", rule, "none")
+    classes = whole_map(label_map)
+    return class_sources(named, 1 + max(classes.get(old, old) for old in named), label_map)
+
+
+def _check_annotated(cases: list[Case], known: Iterable[int] | None) -> None:
+    names = case_names(case["image"] for case in cases)
+    for case in cases:
+        if ANNOTATED in case:
+            try:
+                check_annotated(case[ANNOTATED], None if known is None else set(known))
+            except UserError as error:
+                raise DatasetError(f"dataset.json: case {names[case['image']]}: {error}") from None
 
 
 def _by_name(case: Case) -> tuple[str, str]:
@@ -149,7 +266,10 @@ def _case(folder: Path, section: str, i: int, entry: object) -> Case:
     """Turn one entry of ``dataset.json`` into absolute paths."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
         raise _error(folder, f"case {i} under {section!r} in dataset.json has no 'image' and 'label' paths")
-    return {key: _path(folder, entry[key]) for key in ("image", "label")}
+    if WEIGHT in entry and not isinstance(entry[WEIGHT], str):
+        raise _error(folder, f"case {i} under {section!r} in dataset.json has a 'weight' that is no path")
+    case = {key: _path(folder, entry[key]) for key in FILES if key in entry}
+    return case | {key: entry[key] for key in (ANNOTATED,) if key in entry}
 
 
 def _path(folder: Path, entry: str) -> str:

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_losses_ext.data.dataset import read_index
-from monai_losses_ext.data.faults import LabelMap, Rules, as_json, make_rules, whole_map
+from monai_losses_ext.data.faults import Rules, as_json, make_rules
+from monai_losses_ext.data.labels import LabelMap, named_labels, whole_map
 from monai_losses_ext.data.tasks import TASKS, Task, get_task
 from monai_losses_ext.errors import fail
 
@@ -89,19 +89,12 @@ def _of_index(
 
 def _own(index: Mapping[str, Any]) -> tuple[int, dict[int, str]] | None:
     """Return the number of channels and the labels that ``dataset.json`` tells; None where it tells neither."""
-    labels = index.get("labels")
     channels = index.get("modality", index.get("channel_names"))
-    if labels is None or channels is None:
+    if index.get("labels") is None or channels is None:
         return None
     if not isinstance(channels, (Mapping, list)) or not channels:
         raise fail("dataset.json: modality", 'must name each channel, as {"0": "MRI"}', channels)
-    if not isinstance(labels, Mapping) or not labels:
-        raise fail("dataset.json: labels", 'must name each value, as {"0": "background", "1": "liver"}', labels)
-    if all(re.fullmatch(r"-?\d+", key) for key in labels):
-        return len(channels), {int(key): str(name) for key, name in labels.items()}
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in labels.values()):  # nnU-Net's way round
-        return len(channels), {int(value): str(name) for name, value in labels.items()}
-    raise fail("dataset.json: labels", 'must name each value, as {"0": "background", "1": "liver"}', dict(labels))
+    return len(channels), named_labels(index) or {}
 
 
 def _odd_number(index: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from monai_losses_ext.data.labels import LabelMap, whole, whole_map
 from monai_losses_ext.data.shapes import Array
 from monai_losses_ext.data.volume import Volume, affine_fault, displacement_mm
 from monai_losses_ext.errors import fail
@@ -21,13 +22,12 @@ ROUNDING = 1e-3  # what a label may lack to a whole number: a scale in the file'
 
 
 Label = TypeVar("Label", bound=Any)
-LabelMap = Mapping[str, int] | Mapping[int, int]  # value in the label files to class; JSON has texts as keys
 
 
 class Fault(NamedTuple):
-    """What is wrong with the image or the label of a case."""
+    """What is wrong with a volume of a case."""
 
-    key: str  # "image" or "label"
+    key: str  # "image", "label" or "weight"
     what: str  # continues a sentence that begins with the file
     values: frozenset[int] = frozenset()  # label values that are no classes
 
@@ -66,7 +66,7 @@ def make_rules(
     """
     given = ignore_label if isinstance(ignore_label, (list, tuple)) else [] if ignore_label is None else [ignore_label]
     try:
-        ignored = frozenset(map(_whole, given))
+        ignored = frozenset(map(whole, given))
     except ValueError:
         raise fail("ignore_label", "must be a whole number or a list of them", ignore_label) from None
     classes = whole_map(label_map)
@@ -75,26 +75,14 @@ def make_rules(
     return Rules(channels, num_classes, ignored, classes)
 
 
-def whole_map(label_map: LabelMap | None) -> dict[int, int]:
-    """Return a label map, whose keys may be texts as JSON has them, in whole numbers.
-
-    Raises:
-        UserError: one line, for what is no such map.
-    """
-    try:
-        return {_whole(old): _whole(new) for old, new in dict(label_map or {}).items()}
-    except (TypeError, ValueError):
-        rule = 'must map values of the label files to classes, in whole numbers, as {"17": 1, "53": 2}'
-        raise fail("label_map", rule, label_map) from None
-
-
-def faults(image: Volume, label: Volume, rules: Rules) -> Iterator[Fault]:
+def faults(image: Volume, label: Volume, rules: Rules, weight: Volume | None = None) -> Iterator[Fault]:
     """Give what is wrong with a case in memory.
 
     Args:
         image: voxels [C, *S].
         label: voxels [1, *S], values as they are in the file.
         rules: what they must have.
+        weight: voxels [1, *S]; None for a case without weights.
     """
     voxels = image.voxels
     if voxels.ndim != 4:
@@ -103,17 +91,29 @@ def faults(image: Volume, label: Volume, rules: Rules) -> Iterator[Fault]:
         return
     if len(voxels) != rules.channels:
         yield Fault("image", f"has {len(voxels)} channels; the task has {rules.channels}")
-    if np.issubdtype(voxels.dtype, np.floating):
-        broken = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-        if broken:
-            yield Fault("image", f"has {broken} voxels that are NaN or infinite")
-    if len(label.voxels) != 1:
-        yield Fault("label", f"has {len(label.voxels)} channels; it must have one, of whole numbers")
-    elif label.voxels.shape[1:] != voxels.shape[1:]:
-        yield Fault("label", f"has the shape {by(label.voxels.shape[1:])}; the image has {by(voxels.shape[1:])}")
-    else:
-        yield from _faults_of_place(image, label)
-    yield from _faults_of_values(label.voxels, rules)
+    if broken := _not_finite(voxels):
+        yield Fault("image", broken)
+    yield from _faults_of_grid("label", label, image, ", of whole numbers")
+    yield from faults_of_values(label.voxels, rules)
+    if weight is not None:
+        yield from _faults_of_grid("weight", weight, image)
+        yield from _faults_of_weight(weight.voxels)
+
+
+def faults_of_values(label: Array, rules: Rules) -> Iterator[Fault]:
+    """Give what is wrong with the values of a label, of any shape, as they are in the file."""
+    whole = np.issubdtype(label.dtype, np.integer) or label.dtype == bool
+    if not whole:
+        broken = ~(abs(label - np.round(label)) <= ROUNDING)  # true for NaN too
+        if broken.any():
+            yield Fault("label", f"has values that are no whole numbers: {shortened(np.unique(label[broken]))}")
+            return
+    rounded = np.round(label)
+    outside = np.unique(rounded[(rounded < 0) | (rounded >= rules.num_classes)])
+    unknown = {int(value) for value in outside} - rules.ignore_label - set(rules.label_map)
+    if unknown:
+        what = f"has values outside 0..{rules.num_classes - 1}, the task's labels: {_values(unknown)}"
+        yield Fault("label", what, frozenset(unknown))
 
 
 def classes_of(label: Label, rules: Rules) -> Label:
@@ -161,40 +161,43 @@ def by(sizes: Iterable[float]) -> str:
     return " x ".join(f"{size:.4g}" for size in sizes)
 
 
-def _whole(value: object) -> int:
-    """Return a whole number, also of a text; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, str, np.integer)):
-        raise ValueError(value)
-    return int(value)
+def _faults_of_grid(key: str, volume: Volume, image: Volume, what: str = "") -> Iterator[Fault]:
+    """Give what is wrong with the shape and the place of a volume of one channel, which are the image's."""
+    shape, expected = volume.voxels.shape[1:], image.voxels.shape[1:]
+    if len(volume.voxels) != 1:
+        yield Fault(key, f"has {len(volume.voxels)} channels; it must have one{what}")
+    elif shape != expected:
+        yield Fault(key, f"has the shape {by(shape)}; the image has {by(expected)}")
+    else:
+        yield from _faults_of_place(key, volume, image)
 
 
-def _faults_of_place(image: Volume, label: Volume) -> Iterator[Fault]:
-    for key, volume in (("image", image), ("label", label)):
-        if what := affine_fault(volume.affine):
-            yield Fault(key, what)
+def _faults_of_place(key: str, volume: Volume, image: Volume) -> Iterator[Fault]:
+    for name, other in (("image", image), (key, volume)):
+        if what := affine_fault(other.affine):
+            if name == key or key == "label":  # the image's own is told once
+                yield Fault(name, what)
             return
-    away = displacement_mm(label.voxels.shape[1:], image.affine, label.affine)
+    away = displacement_mm(volume.voxels.shape[1:], image.affine, volume.affine)
     if away > 0.5 * float(np.linalg.norm(image.affine[:3, :3], axis=0).min()):
-        notes = [
-            f"; of the {key}, {volume.note}" for key, volume in (("image", image), ("label", label)) if volume.note
-        ]
-        yield Fault("label", f"lies up to {away:.3g} mm from the image: their affines differ{''.join(notes)}")
+        notes = [f"; of the {name}, {other.note}" for name, other in (("image", image), (key, volume)) if other.note]
+        yield Fault(key, f"lies up to {away:.3g} mm from the image: their affines differ{''.join(notes)}")
 
 
-def _faults_of_values(label: Array, rules: Rules) -> Iterator[Fault]:
-    """Give what is wrong with a label's values."""
-    whole = np.issubdtype(label.dtype, np.integer) or label.dtype == bool
-    if not whole:
-        broken = ~(abs(label - np.round(label)) <= ROUNDING)  # true for NaN too
-        if broken.any():
-            yield Fault("label", f"has values that are no whole numbers: {shortened(np.unique(label[broken]))}")
-            return
-    rounded = np.round(label)
-    outside = np.unique(rounded[(rounded < 0) | (rounded >= rules.num_classes)])
-    unknown = {int(value) for value in outside} - rules.ignore_label - set(rules.label_map)
-    if unknown:
-        what = f"has values outside 0..{rules.num_classes - 1}, the task's labels: {_values(unknown)}"
-        yield Fault("label", what, frozenset(unknown))
+def _faults_of_weight(weight: Array) -> Iterator[Fault]:
+    if broken := _not_finite(weight):
+        yield Fault("weight", broken)
+    negative = weight[weight < 0]
+    if negative.size:
+        yield Fault("weight", f"has {negative.size} voxels below 0, down to {negative.min():.4g}")
+
+
+def _not_finite(voxels: Array) -> str:
+    """Return how many voxels of a volume are no numbers, in words; nothing where all are."""
+    if not np.issubdtype(voxels.dtype, np.floating):
+        return ""
+    broken = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+    return f"has {broken} voxels that are NaN or infinite" if broken else ""
 
 
 def _values(values: Iterable[int]) -> str:

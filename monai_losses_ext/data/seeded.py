@@ -109,6 +109,12 @@ def settings_hash(transforms: Any) -> bytes:
 
 
 def file_hash(case: Mapping[str, Any]) -> bytes:
-    """Return a name for a case that changes with the paths, sizes and modification times of its files."""
-    stats = {key: Path(path).stat() for key, path in case.items() if isinstance(path, (str, os.PathLike))}
-    return pickle_hashing({key: (str(case[key]), stat.st_size, stat.st_mtime_ns) for key, stat in stats.items()})
+    """Return a name for a case that changes with its files' paths, sizes and modification times, and its numbers."""
+    told: dict[str, Any] = {}
+    for key, value in case.items():
+        if isinstance(value, (str, os.PathLike)):
+            stat = Path(value).stat()
+            told[key] = str(value), stat.st_size, stat.st_mtime_ns
+        else:
+            told[key] = value.tolist() if isinstance(value, np.ndarray) else value
+    return pickle_hashing(told)

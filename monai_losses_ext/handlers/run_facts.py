@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 import monai_losses_ext
-from monai_losses_ext.data.dataset import listed_cases
+from monai_losses_ext.data.dataset import dataset_fingerprint
 from monai_losses_ext.errors import UserError
 from monai_losses_ext.losses.factory import read_config
 
@@ -78,28 +77,6 @@ def run_params(
         params |= dataset_fingerprint(dataset_dir)
     params |= others | versions()
     return {name: _text(value) for name, value in params.items() if value is not None}
-
-
-def dataset_fingerprint(dataset_dir: str | os.PathLike[str]) -> dict[str, str]:
-    """Return what tells one data set from another without reading its volumes.
-
-    Args:
-        dataset_dir: folder in the Decathlon's layout.
-
-    Returns:
-        ``dataset``, the folder's name; ``dataset_cases``, the number of cases to train on and validate with;
-        ``dataset_fingerprint``, 16 hexadecimal digits of a SHA-256 over ``dataset.json`` and the names and sizes in
-        bytes of the files that it lists. Empty where the folder cannot be read.
-    """
-    folder = Path(dataset_dir).expanduser().absolute()
-    try:
-        cases = listed_cases(folder)
-        digest = hashlib.sha256((folder / "dataset.json").read_bytes())
-        for path in sorted(path for case in cases for path in case.values()):
-            digest.update(f"\n{os.path.relpath(path, folder)} {os.path.getsize(path)}".encode())
-    except (OSError, ValueError):
-        return {}
-    return {"dataset": folder.name, "dataset_cases": str(len(cases)), "dataset_fingerprint": digest.hexdigest()[:16]}
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ ACTIVATION_KEYS = frozenset({"sigmoid", "softmax", "use_softmax"})
 COMPOUND_KEYS = ("type", "components", "learnable_weights", "weighting", "mixed_activations")
 MAX_NAME = 64
 SAME = (("weight", "class_weight"), ("softmax", "use_softmax"))  # two names of one thing
+BALANCED = "balanced"
 BY_NAME = LOSSES | MONAI_LOSSES
 COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
 NOT_NEGATIVE = Limits(minimum=0)
@@ -36,7 +37,10 @@ _CLASS_WEIGHT = " Weights of classes go into class_weight."
 
 
 def get_loss(
-    config: Mapping[str, Any] | str | Path, device: torch.device | str | None = None, **defaults: Any
+    config: Mapping[str, Any] | str | Path,
+    device: torch.device | str | None = None,
+    balanced: Sequence[float] | Callable[[], Sequence[float]] | None = None,
+    **defaults: Any,
 ) -> nn.Module:
     """Build a loss from its description.
 
@@ -53,6 +57,8 @@ def get_loss(
             (see :class:`CompoundLoss`). ``{"type": "monai.SoftclDiceLoss", ...}`` is exactly that class of
             ``monai.losses``; its keywords are checked by its signature.
         device: where the loss's buffers and learned weights go.
+        balanced: the class weights that ``"class_weight": "balanced"`` in the config stands for, one per class; or a
+            function that returns them, which is called where a config says so.
         defaults: arguments for every loss that takes them and whose config does not set them; what only another of
             MONAI's losses takes (``w_type``) is dropped, and ``reduction`` may only be ``"mean"``. So a bundle's own
             flags (``sigmoid``, ``include_background``, ``batch``, ...) reach the loss that replaces its own; its
@@ -88,11 +94,31 @@ def get_loss(
         rule = f"defaults must not have another than mean: {NOT_IN_CONFIG['reduction']}"
         hint = " To replace a bundle's own: --loss#reduction mean."
         raise errors.fail("get_loss: reduction", rule, defaults["reduction"], hint)
-    loss = _build(config, "loss", defaults)
+    loss = _build(_with_balanced(config, "loss", balanced), "loss", defaults)
     if isinstance(loss, CompoundLoss) and not any(loss.get_weights().values()):
         rule = "must hold one above 0, or nothing is trained"
         raise errors.fail(f"loss: {config['type']}: weights", rule, list(loss.get_weights().values()))
     return loss if device is None else loss.to(device)
+
+
+def _with_balanced(config: Mapping[str, Any], where: str, balanced: Any) -> dict[str, Any]:
+    """Return the config with the class weights that ``balanced`` stands for, in its components too."""
+    config = dict(config)
+    if isinstance(config.get("components"), list):
+        config["components"] = [
+            _with_balanced(part, f"{where}: components[{i}]", balanced) if isinstance(part, Mapping) else part
+            for i, part in enumerate(config["components"])
+        ]
+    given = config.get("class_weight")
+    if isinstance(given, str) and given == BALANCED:
+        if balanced is None:
+            rule = f"{BALANCED!r} is known where a dataset is, in a bundle; in Python, give get_loss balanced=[...]"
+            raise errors.fail(f"{where}: class_weight", rule, "none")
+        try:
+            config["class_weight"] = list(balanced() if callable(balanced) else balanced)
+        except errors.UserError as error:
+            raise errors.UserError(f"{where}: class_weight: {error}") from None
+    return config
 
 
 def _build(config: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor, nn
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.factory import BY_NAME, COMPOUNDS, SAME, config_keys
+from monai_losses_ext.losses.factory import BALANCED, BY_NAME, COMPOUNDS, SAME, config_keys
 from monai_losses_ext.losses.weighting_config import LEARNED, WEIGHTINGS, weighting_keys
 
 _BOTH_ACTIVATIONS = [
@@ -99,7 +99,9 @@ def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
     properties: dict[str, Any] = {"type": {"const": name}, "$schema": {"type": "string"}}
     properties |= _arguments(loss_class, config_keys(loss_class))
     if "weight" in properties:
-        properties["class_weight"] = {**properties["weight"], "description": "Another name of weight."}
+        options = [*properties["weight"]["anyOf"], {"enum": [BALANCED]}]
+        text = f"Another name of weight; {BALANCED}, in a bundle: by the stored statistics of the dataset."
+        properties["class_weight"] = {**properties["weight"], "anyOf": options, "description": text}
     for key in ("sigmoid", "softmax"):
         properties.setdefault(key, {"type": "boolean", "description": f"Take a {key} of the input."})
     return {

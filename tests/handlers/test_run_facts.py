@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from monai_losses_ext import get_loss
-from monai_losses_ext.handlers.run_facts import commit_of, dataset_fingerprint, loss_label, run_params
+from monai_losses_ext.data.dataset import dataset_fingerprint
+from monai_losses_ext.handlers.run_facts import commit_of, loss_label, run_params
 
 COMPOUND = {"type": "compound", "components": [{"type": "dice", "weight": 0.25}, {"type": "focal", "weight": 0.75}]}
 

@@ -43,7 +43,7 @@ def scheduler_settings(scheduler: Any) -> dict[str, Any]:
 
 def data_fingerprint(dataset_dir: str) -> str:
     """Return what tells one data set from another, whatever its folder is called: of dataset.json and files' sizes."""
-    from monai_losses_ext.handlers.run_facts import dataset_fingerprint  # inference needs MONAI alone
+    from monai_losses_ext.data.dataset import dataset_fingerprint  # inference needs MONAI alone
 
     return dataset_fingerprint(dataset_dir).get("dataset_fingerprint", "")
 
