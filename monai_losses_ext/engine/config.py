@@ -14,7 +14,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_losses_ext.engine.options import check_options, check_schedules
+from monai_losses_ext.engine.options import check_options, check_schedules, check_target
 from monai_losses_ext.errors import fail, nearest
 from monai_losses_ext.files import why_unwritable
 
@@ -74,8 +74,9 @@ class RunningConfig:
                 raise fail("option", "must be a name that the config uses", f"--{name}", nearest(name, known))
 
     def check_loss(self, loss: nn.Module) -> None:
-        """Check the weight schedules against the loss that they are for; see :func:`check_schedules`."""
+        """Check a loss against its weight schedules and the dataset; see ``check_schedules`` and ``check_target``."""
         check_schedules(self.parser, loss)
+        check_target(self.parser, loss)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the config as JSON.

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, TypedDict
 
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from monai_losses_ext.arguments import Limits, check_arguments
-from monai_losses_ext.data.dataset import read_cases, split_cases
+from monai_losses_ext.data.dataset import WEIGHT, listed_cases, read_cases, split_cases
+from monai_losses_ext.data.labels import ANNOTATED
 from monai_losses_ext.data.patch import check_patch
 from monai_losses_ext.data.rows import Count, NotNegative, Number, Share
 from monai_losses_ext.errors import UserError, fail
@@ -96,6 +98,21 @@ def check_schedules(parser: ConfigParser, loss: nn.Module) -> None:
             if not isinstance(loss, CompoundLoss):
                 raise fail("schedules", "must be of a compound loss", type(loss).__name__)
             loss.set_weights(weights_at(schedules, 1))
+
+
+def check_target(parser: ConfigParser, loss: nn.Module) -> None:
+    """Check that a config's loss takes what the cases of its dataset say beside their labels.
+
+    Raises:
+        UserError: for a loss of MONAI or torch itself, which takes labels alone.
+    """
+    if not type(loss).__module__.startswith(("monai.", "torch.")) or "dataset_dir" not in parser:
+        return
+    cases = listed_cases(Path(parser.get_parsed_content("dataset_dir")).expanduser().absolute())
+    keys = [key for key in (ANNOTATED, WEIGHT) if any(key in case for case in cases)]
+    if keys:
+        rule = f"must be a loss of this package, since cases of dataset.json have {' and '.join(keys)}"
+        raise fail("loss_config", rule, type(loss).__name__)
 
 
 def check_data(dataset_dir: str | os.PathLike[str]) -> None:

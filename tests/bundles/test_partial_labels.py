@@ -185,3 +185,19 @@ def test_balanced_is_resolved_from_the_statistics_or_says_the_command(
     assert built(statistics=str(elsewhere), ignore_label=255).class_weight.tolist() == pytest.approx(told)
     (mixed / "dataset.json").write_text((mixed / "dataset.json").read_text() + " ")
     assert "those of other cases or files" in user_error(built)
+
+
+def test_a_loss_of_monai_alone_is_refused_where_cases_say_more(
+    bundle: Path, mixed: Path, dataset: Path, tmp_path: Path
+) -> None:
+    config = {"type": "monai.DiceCELoss", "to_onehot_y": True, "softmax": True}
+
+    def check(folder: Path) -> None:
+        made = workflow(bundle, dataset_dir=str(folder), bundle_root=str(tmp_path), loss_config=config)
+        made.parser.get_parsed_content("running_config").check_loss(made.parser.get_parsed_content("loss"))
+
+    check(dataset)
+    assert user_error(lambda: check(mixed)) == (
+        "loss_config: must be a loss of this package, since cases of dataset.json have annotated and weight; got "
+        "'DiceCELoss'."
+    )
