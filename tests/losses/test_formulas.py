@@ -103,7 +103,7 @@ def test_generalized_dice_has_one_quotient_for_all_classes(w_type):
 
 
 @pytest.mark.parametrize("epsilon", [-0.5, 0.0, 2.0])
-def test_poly1_adds_to_the_cross_entropy_what_the_labelled_class_lacks(epsilon):
+def test_poly1_adds_to_the_cross_entropy_what_the_labeled_class_lacks(epsilon):
     x, labels = problem()
     weights = [0.5, 1.0, 2.0]
     total = count = 0.0
