@@ -22,7 +22,7 @@ ROOMS = [
     {"handlers", "engine"},
     {"transforms", "data", "metrics", "schedules"},
     {"losses"},
-    {"distance"},
+    {"distance", "maps"},
     {"sums"},
     {"arguments", "extras", "shipped", "distributed", "weights"},
     {"errors", "files", "_fallback"},

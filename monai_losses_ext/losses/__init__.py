@@ -18,6 +18,8 @@ from monai_losses_ext.losses.generalized_dice import GeneralizedDiceLoss
 from monai_losses_ext.losses.hausdorff import HausdorffDTLoss, LogHausdorffDTLoss
 from monai_losses_ext.losses.mcc import MCCLoss
 from monai_losses_ext.losses.poly import Poly1Loss
+from monai_losses_ext.losses.regions import BlobLoss, CCDiceLoss
+from monai_losses_ext.losses.skeleton import SkeletonRecallLoss
 from monai_losses_ext.losses.tversky import FocalTverskyLoss, TverskyLoss
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -33,6 +35,9 @@ LOSSES: dict[str, type[nn.Module]] = {
     "mcc": MCCLoss,
     "poly1": Poly1Loss,
     "l1_ace": L1ACELoss,
+    "cc_dice": CCDiceLoss,
+    "blob": BlobLoss,
+    "skeleton_recall": SkeletonRecallLoss,
     "dice_ce": DiceCELoss,
     "dice_focal": DiceFocalLoss,
     "compound": CompoundLoss,
@@ -46,7 +51,9 @@ MONAI_LOSSES: dict[str, type[nn.Module]] = {
 __all__ = [
     "LOSSES",
     "MONAI_LOSSES",
+    "BlobLoss",
     "BoundaryLoss",
+    "CCDiceLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
@@ -63,5 +70,6 @@ __all__ = [
     "LogHausdorffDTLoss",
     "MCCLoss",
     "Poly1Loss",
+    "SkeletonRecallLoss",
     "TverskyLoss",
 ]

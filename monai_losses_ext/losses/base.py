@@ -152,6 +152,10 @@ class VoxelLoss(_Loss):
         """Return the target with the distance map that the surface terms need."""
         return target
 
+    def completed(self, target: Target, num_channels: int) -> Target:
+        """Return the target with whatever else the loss needs and it lacks: what a label alone makes."""
+        return target
+
     def is_formula(self) -> bool:
         """Tell whether the loss is a formula on sums and can share a pass; one that gives a value per voxel is not."""
         return True
@@ -259,6 +263,8 @@ def fused_values(losses: Sequence[VoxelLoss], input: Tensor, target: Target) -> 
         part = (target if ignored is None else target.ignoring(ignored, activation)).folded(activation)
         mapped = next((loss for loss in members if loss.map_options is not None), None)
         part = replace(part, distance=None) if mapped is None else mapped.with_map(x, part)
+        for loss in members:
+            part = loss.completed(part, num_channels)
         terms = tuple(dict.fromkeys(term for loss in members for term in loss.terms_for(num_channels)))
         if any(loss.absent == "skip" for loss in members):
             terms = tuple(dict.fromkeys((*terms, "ref")))

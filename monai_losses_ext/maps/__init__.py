@@ -1,0 +1,10 @@
+# Copyright (c) monai_losses_ext contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a loss needs besides the label and is a function of it alone: regions around components, skeletons."""
+
+from __future__ import annotations
+
+from monai_losses_ext.maps.regions import regions_of
+from monai_losses_ext.maps.skeleton import skeleton_of
+
+__all__ = ["regions_of", "skeleton_of"]
