@@ -24,6 +24,7 @@ from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs, make_batch, wit
 from monai_losses_ext.benchmark.speed import in_turn, quantiles
 
 OURS, CHUNKED, BOUNDARY = "ours", "ours without fast", "ours, Dice + focal + boundary with a given map"
+ALL_MAPS = "ours, Dice + cross-entropy + blob + skeleton recall + boundary with given maps"
 BASELINE, CROSS_ENTROPY, FLOOR = "MONAI DiceCELoss", "torch cross_entropy", "a fresh gradient set to zero"
 # A patch of the hippocampus beside the shapes of the other suites, and what the issue is on loaded cores.
 SMALL = "2x3x32x48x32"
@@ -49,10 +50,14 @@ def _measure(condition: str, shape: str, repeats: int, seed: int) -> dict[str, A
     pair = loss_pairs()["dice_ce"]
     components = [{"type": name} for name in ("dice", "focal", "boundary")]
     boundary = package.get_loss({"type": "compound", "components": components})
+    components = [{"type": name} for name in ("dice", "cross_entropy", "blob", "skeleton_recall", "boundary")]
+    everything = package.get_loss({"type": "compound", "components": components})
+    maps = {"distance": distance, "regions": _regions(labels, logits.shape[1]), "skeleton": labels * (labels % 2)}
     sides: dict[str, Callable[[], Tensor]] = {
         OURS: lambda: pair.ours(logits, labels),
         CHUNKED: partial(with_backend(pair.ours, "chunked"), logits, labels),
         BOUNDARY: lambda: boundary(logits, {"label": labels, "distance": distance}),
+        ALL_MAPS: lambda: everything(logits, {"label": labels, **maps}),
         BASELINE: lambda: pair.baseline(logits, labels),
         CROSS_ENTROPY: lambda: torch.nn.functional.cross_entropy(logits, labels[:, 0]),
     }
@@ -78,6 +83,14 @@ def _measure(condition: str, shape: str, repeats: int, seed: int) -> dict[str, A
             for name, values in zip((*sides, FLOOR), times, strict=True)
         },
     }
+
+
+def _regions(labels: Tensor, num_classes: int) -> Tensor:
+    """Return twenty slabs of each sample as regions, for every class but the background."""
+    length = labels.shape[2]
+    slabs = 1 + torch.arange(length) * min(20, length) // length
+    slabs = slabs.view(-1, *[1] * (labels.ndim - 3)).expand(labels.shape[2:])
+    return slabs.expand(labels.shape[0], num_classes - 1, *labels.shape[2:]).to(torch.int32).contiguous()
 
 
 @contextlib.contextmanager
