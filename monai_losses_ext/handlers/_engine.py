@@ -14,6 +14,7 @@ from monai.utils import is_scalar
 
 from monai_losses_ext.distance import voxel_size
 from monai_losses_ext.errors import UserError, fail
+from monai_losses_ext.sums.target import ANNOTATED
 
 
 def decollated(engine: Engine) -> list[dict[str, Any]]:
@@ -26,6 +27,15 @@ def decollated(engine: Engine) -> list[dict[str, Any]]:
     if not isinstance(output, list):
         raise fail("evaluator", "must give its output case by case (decollate=True)", type(output).__name__)
     return output
+
+
+def annotated_classes(engine: Engine, number: int) -> list[Any]:
+    """Return what each case of a batch was annotated for, ``[C]`` of true and false; None where it does not say."""
+    batch: Any = engine.state.batch
+    if isinstance(batch, list):  # taken apart, as the output is
+        return [case.get(ANNOTATED) if isinstance(case, dict) else None for case in batch]
+    annotated = batch.get(ANNOTATED) if isinstance(batch, dict) else None
+    return [None] * number if annotated is None else list(annotated)
 
 
 def case_file(reference: torch.Tensor) -> str | None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from monai_losses_ext.arguments import Limits
 from monai_losses_ext.data.dataset import case_names
 from monai_losses_ext.errors import fail, one_of
 from monai_losses_ext.handlers._engine import (
+    annotated_classes,
     case_file,
     check_shapes,
     class_mask,
@@ -36,6 +38,8 @@ from monai_losses_ext.metrics import (
     nan_mean,
     numbers,
 )
+
+NOT_ANNOTATED = "not annotated"
 
 
 class SegmentationReport:
@@ -67,7 +71,9 @@ class SegmentationReport:
     Edge:
         A class that neither reference nor prediction has is ``nan`` in the CSV and does not count in the means. A class
         that only one of them has scores Dice 0, NSD 0 and, as HD95, the diagonal of the volume. The CSV's column
-        ``empty`` says which one was empty. A class that no case has gets a NaN mean.
+        ``empty`` says which one was empty. A class that no case has gets a NaN mean. A class that a case was not
+        annotated for (``annotated`` ``[C]`` in the batch) is ``nan`` too, whatever is predicted there, and ``empty``
+        says ``not annotated``.
 
     Raises:
         UserError: for a wrong argument, such as two classes whose names would be the same in the metrics; a label
@@ -110,7 +116,8 @@ class SegmentationReport:
         self.rows, self._finished = [], False
 
     def _measure(self, engine: Engine) -> None:
-        for output in decollated(engine):
+        outputs = decollated(engine)
+        for output, annotated in zip(outputs, annotated_classes(engine, len(outputs)), strict=True):
             prediction, reference = output["pred"], output["label"]
             index = len(self.rows) // len(self.labels)
             case = case_file(reference)
@@ -120,6 +127,10 @@ class SegmentationReport:
                 raise fail("spacing", "must be given for labels without an affine, that is, plain tensors", None)
             known = known_voxels(reference, self.ignored) if self.ignored else None
             for (value, name), tolerance in zip(self.labels.items(), self.tolerances, strict=True):
+                if annotated is not None and not annotated[value]:
+                    nothing = dict.fromkeys(self.metrics, math.nan)
+                    self.rows.append({"case": case or index, "class": name, **nothing, "empty": NOT_ANNOTATED})
+                    continue
                 masks = [class_mask(volume, value) for volume in (prediction, reference)]
                 if known is not None:
                     masks = [mask & known for mask in masks]

@@ -323,3 +323,24 @@ def test_two_ranks_number_cases_without_files_and_miss_no_schedule(tmp_path: Pat
         with open(tmp_path / f"{rank}.csv", newline="") as file:
             assert [row["case"] for row in csv.DictReader(file)][:5] == [f"case_{i:04d}" for i in range(5)]
         assert f"but is not on rank {rank}." in (tmp_path / f"{rank}.txt").read_text()
+
+
+def test_a_class_that_a_case_was_not_annotated_for_is_left_out(cases: list[dict[str, Any]], tmp_path: Path) -> None:
+    whole = evaluate(cases, SegmentationReport(LABELS, tmp_path / "whole.csv"))
+    for case, annotated in zip(cases, ([1, 1, 1], [1, 1, 0], [1, 0, 1]), strict=True):
+        case["annotated"] = np.array(annotated, bool)
+    metrics = evaluate(cases, SegmentationReport(LABELS, tmp_path / "partial.csv"))
+    rows = {(row["case"], row["class"]): row for row in csv.DictReader((tmp_path / "partial.csv").open())}
+    before = {(row["case"], row["class"]): row for row in csv.DictReader((tmp_path / "whole.csv").open())}
+    left_out = {(case.split(".")[0], name) for (case, name), row in rows.items() if row["empty"] == "not annotated"}
+    assert left_out == {("case_a", "back"), ("case_b", "front part")}
+    for key, row in rows.items():
+        if row["empty"] == "not annotated":
+            assert {row[metric] for metric in METRICS} == {"nan"}
+        elif not key[0].startswith("mean"):
+            assert row == before[key]
+    kept = [float(row["dice"]) for key, row in rows.items() if key[1] == "front part" and key[0].startswith("case")]
+    known = [value for value in kept if not math.isnan(value)]
+    assert len(known) == 2
+    assert metrics["dice_front_part"] == pytest.approx(sum(known) / 2, abs=1e-6)
+    assert metrics["dice_front_part"] != pytest.approx(whole["dice_front_part"], abs=1e-6)
