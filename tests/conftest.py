@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,6 +20,13 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_configure(config):
+    """Compile the CPU kernels once, before several processes would, each for itself; they find them in the cache."""
+    if getattr(config.option, "numprocesses", None) and importlib.util.find_spec("numba") is not None:
+        code = "from monai_losses_ext.sums.numba import compiled; compiled.kernel()"
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True)
 
 
 @pytest.fixture(autouse=True)

@@ -188,6 +188,7 @@ status, printed, _ = run("bundles", "copy", "msd_hippocampus_mri_segmentation", 
 bundle = Path(printed.strip())
 status, printed, _ = run("overlays")
 overlays = Path(printed.splitlines()[0])
+sys.path.insert(0, str(bundle))  # as MONAI does when a bundle runs
 parser = ConfigParser()
 parser.read_config([str(bundle / "configs" / "train.json"), str(overlays / "losses" / "tversky.json")])
 loss = parser.get_parsed_content("loss")

@@ -1,6 +1,6 @@
 # Copyright (c) monai_losses_ext contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One process of a training on several: ``weighting_rank.py RANK WORLD FOLDER HOOK``, for test_weighting.py."""
+"""One process of a training on several: ``weighting_rank.py RANK WORLD FOLDER``, for test_weighting.py."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def train(kind, rank):
     return loss.weighting.state_dict()
 
 
-def main(rank, world, folder, hook):
-    """Train with each kind of weights, and save them."""
+def main(rank, world, folder):
+    """Train with each kind of weights, with the hook and without, and save them."""
     torch.set_num_threads(1)
-    if hook == "without":
-        weighting.average_gradient = lambda weights: weights
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    torch.save({kind: train(kind, rank) for kind in WEIGHTINGS}, Path(folder) / f"{rank}.pt")
+    torch.save({kind: train(kind, rank) for kind in WEIGHTINGS}, Path(folder) / f"with-{rank}.pt")
+    weighting.average_gradient = lambda weights: weights
+    torch.save({kind: train(kind, rank) for kind in WEIGHTINGS}, Path(folder) / f"without-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
