@@ -26,7 +26,12 @@ from monai_losses_ext.benchmark.speed import in_turn, quantiles
 OURS, CHUNKED, BOUNDARY = "ours", "ours without fast", "ours, Dice + focal + boundary with a given map"
 ALL_MAPS = "ours, Dice + cross-entropy + blob + skeleton recall + boundary with given maps"
 BASELINE, CROSS_ENTROPY, FLOOR = "MONAI DiceCELoss", "torch cross_entropy", "a fresh gradient set to zero"
-# A patch of the hippocampus beside the shapes of the other suites, and what the issue is on loaded cores.
+WORDS = {
+    "free": "free cores",
+    "busy": "two busy loops beside it",
+    "python": "a thread that computes in Python beside it",
+}
+# A patch of the hippocampus beside the shapes of the other suites, and a small volume.
 SMALL = "2x3x32x48x32"
 CONDITION_SHAPES = {**SHAPES, SMALL: (2, 3, 32, 48, 32), "2x3x64^3": (2, 3, 64, 64, 64)}
 # Condition, shape and threads of torch; None: as many as asked for.

@@ -74,7 +74,8 @@ def _sides(case: str, sides: Mapping[str, Any]) -> Iterator[Contest]:
 
 def _conditions(result: Mapping[str, Any]) -> Iterator[Contest]:
     for row in result["conditions"]:
-        sides, where = row["sides"], f"{row['shape']}, {row['threads']} threads, {row['condition']} cores"
+        sides = row["sides"]
+        where = f"{row['shape']}, threads: {row['threads']}, {conditions.WORDS[row['condition']]}"
         for ours in (conditions.OURS, conditions.CHUNKED, conditions.BOUNDARY):
             for theirs in (conditions.BASELINE, conditions.CROSS_ENTROPY):
                 if ours != conditions.OURS and theirs == conditions.CROSS_ENTROPY:

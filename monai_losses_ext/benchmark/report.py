@@ -171,11 +171,6 @@ def budget_table(result: dict[str, Any]) -> str:
 
 def conditions_table(result: dict[str, Any]) -> str:
     """Return what ``conditions`` measured as a Markdown table."""
-    what = {
-        "free": "free cores",
-        "busy": "two busy loops beside it",
-        "python": "a thread that computes in Python beside it",
-    }
     lines = [
         f"{_machine(result['about'])}; Dice + cross-entropy, float32, forward + backward.",
         "",
@@ -188,7 +183,7 @@ def conditions_table(result: dict[str, Any]) -> str:
             times = f"{side['median']:.1f} | {side['worst']:.1f}"
             ratios = f"{side['median'] / theirs['median']:.2f} | {side['worst'] / theirs['worst']:.2f}"
             lines.append(
-                f"| {what[row['condition']]} | {row['shape']} | {row['threads']} | {name} | {times} | {ratios} |"
+                f"| {conditions.WORDS[row['condition']]} | {row['shape']} | {row['threads']} | {name} | {times} | {ratios} |"
             )
     return "\n".join(lines) + "\n"
 
