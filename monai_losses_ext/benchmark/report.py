@@ -182,9 +182,8 @@ def conditions_table(result: dict[str, Any]) -> str:
         for name, side in row["sides"].items():
             times = f"{side['median']:.1f} | {side['worst']:.1f}"
             ratios = f"{side['median'] / theirs['median']:.2f} | {side['worst'] / theirs['worst']:.2f}"
-            lines.append(
-                f"| {conditions.WORDS[row['condition']]} | {row['shape']} | {row['threads']} | {name} | {times} | {ratios} |"
-            )
+            where = conditions.WORDS[row["condition"]]
+            lines.append(f"| {where} | {row['shape']} | {row['threads']} | {name} | {times} | {ratios} |")
     return "\n".join(lines) + "\n"
 
 
