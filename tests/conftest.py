@@ -24,7 +24,8 @@ for number in (signal.SIGINT, signal.SIGHUP):
 
 def pytest_configure(config):
     """Compile the CPU kernels once, before several processes would, each for itself; they find them in the cache."""
-    if getattr(config.option, "numprocesses", None) and importlib.util.find_spec("numba") is not None:
+    is_first = "PYTEST_XDIST_WORKER" not in os.environ and getattr(config.option, "numprocesses", None)
+    if is_first and importlib.util.find_spec("numba") is not None:
         code = "from monai_losses_ext.sums.numba import compiled; compiled.kernel()"
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True)
 
