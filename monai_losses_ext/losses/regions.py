@@ -54,8 +54,10 @@ class RegionLoss(VoxelLoss):
         spacing = self.spacing if self.spacing is not None else voxel_size(target.affine, target.label.ndim - 2)
         dense = target.dense(num_channels, torch.float32)[:, 0 if num_channels == 1 else self._first_region :]
         sizes = np.broadcast_to(1.0 if spacing is None else np.asarray(spacing, float), (len(dense), dense.ndim - 2))
-        maps = [regions_of(masks, list(size)) for masks, size in zip((dense > 0.5).cpu().numpy(), sizes, strict=True)]
-        regions = torch.from_numpy(np.stack(maps).astype(np.int32)).to(target.label.device)
+        maps = np.zeros(dense.shape, np.int32)
+        for i, (masks, size) in enumerate(zip((dense > 0.5).cpu().numpy(), sizes, strict=True)):
+            maps[i] = regions_of(masks, size.tolist()) if masks.size else 0
+        regions = torch.from_numpy(maps).to(target.label.device)
         return replace(target, regions=regions, num_regions=int(regions.max()) if regions.numel() else 0)
 
     @property

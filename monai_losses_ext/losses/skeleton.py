@@ -109,8 +109,10 @@ class SkeletonRecallLoss(VoxelLoss):
         if self.activation == "softmax" and num_channels > 1:
             masks[:, 0] = False  # a background has no skeleton
         sizes = np.broadcast_to(1.0 if spacing is None else np.asarray(spacing, float), (len(masks), masks.ndim - 2))
-        tubes = [skeleton_of(sample, list(size), self.radius) for sample, size in zip(masks, sizes, strict=True)]
-        return replace(target, skeleton=torch.from_numpy(np.stack(tubes)).to(target.label.device))
+        tubes = np.zeros(masks.shape, bool)
+        for i, size in enumerate(sizes):
+            tubes[i] = skeleton_of(masks[i], size.tolist(), self.radius) if masks[i].size else False
+        return replace(target, skeleton=torch.from_numpy(tubes).to(target.label.device))
 
     def formula(self, sums: Sums) -> Tensor:
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
