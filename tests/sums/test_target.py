@@ -57,15 +57,20 @@ def test_weights_of_zero_and_one_are_a_mask_and_a_voxel_of_weight_two_counts_twi
     loss = get_loss({"type": name, activation: True})
     x = torch.randn(2, 3, 30, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 1, 30))
-    phi = torch.randn(2, 3, 30, dtype=torch.float64)
+    maps = {
+        "label": labels,
+        "distance": torch.randn(2, 3, 30, dtype=torch.float64),
+        "regions": torch.randint(0, 4, (2, 3, 30)),
+        "skeleton": labels * torch.randint(0, 2, labels.shape),
+    }
     weight = torch.randint(0, 3, (2, 1, 30)).double()
     weight[1] = weight[0]  # as many voxels in each sample
     places = torch.repeat_interleave(torch.arange(30), weight[0, 0].long())
-    found = loss(x, {"label": labels, "distance": phi, "weight": weight})
-    repeated = {"label": labels[..., places], "distance": phi[..., places]}
+    found = loss(x, {**maps, "weight": weight})
+    repeated = {key: volume[..., places] for key, volume in maps.items()}
     torch.testing.assert_close(found, loss(x[..., places], repeated))
     x[:, :, weight[0, 0] == 0] = torch.nan
-    torch.testing.assert_close(found, loss(x, {"label": labels, "distance": phi, "weight": weight}))
+    torch.testing.assert_close(found, loss(x, {**maps, "weight": weight}))
 
 
 def test_a_label_beyond_32_bits_does_not_wrap():
