@@ -31,8 +31,8 @@ def decollated(engine: Engine) -> list[dict[str, Any]]:
 
 def annotated_classes(engine: Engine, number: int) -> list[Any]:
     """Return what each case of a batch was annotated for, ``[C]`` of true and false; None where it does not say."""
-    batch: Any = engine.state.batch
-    if isinstance(batch, list):  # taken apart, as the output is
+    batch: Any = getattr(engine.state, "batch", None)
+    if isinstance(batch, list) and len(batch) == number:  # taken apart, as the output is
         return [case.get(ANNOTATED) if isinstance(case, dict) else None for case in batch]
     annotated = batch.get(ANNOTATED) if isinstance(batch, dict) else None
     return [None] * number if annotated is None else list(annotated)
