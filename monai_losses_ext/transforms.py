@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -314,8 +314,9 @@ def prepare_batch_with_distance(
         kwargs: further arguments of the copy.
 
     Returns:
-        The image, and ``{"label": ..., "distance": ...}``. The trainer keeps that as the batch's ``label``; where it
-        has post-processing or metrics, :class:`UnpackLabeld` comes first there.
+        The image, and ``{"label": ..., "distance": ...}`` with all else that :func:`prepare_batch` finds. The trainer
+        keeps that as the batch's ``label``; where it has post-processing or metrics, :class:`UnpackLabeld` comes first
+        there.
 
     Raises:
         UserError: if there is no map.
@@ -326,6 +327,5 @@ def prepare_batch_with_distance(
             "to the transforms, after those that change the spacing and before the random ones, and 'distance' to the "
             f"keys of the random spatial ones; got {', '.join(sorted(map(str, batchdata)))}."
         )
-    image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
-    distance = batchdata[DISTANCE].to(device=device, non_blocking=non_blocking, **kwargs)
-    return image, {LABEL: label, DISTANCE: distance}
+    image, target = prepare_batch(batchdata, device, non_blocking, **kwargs)
+    return image, cast(dict[str, Tensor], target)

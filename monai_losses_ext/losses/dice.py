@@ -20,7 +20,6 @@ from monai_losses_ext.losses.base import (
     Sums,
     VoxelLoss,
     activation_of,
-    over_batch,
 )
 from monai_losses_ext.sums.target import IgnoreIndex
 
@@ -56,14 +55,7 @@ class OverlapLoss(VoxelLoss):
 
         The last is bool, or None where all do.
         """
-        first = self.first_class(sums.num_channels)
-        rows = sums.rows(self.terms, first)
-        counted = None if sums.annotated is None else sums.annotated[:, first:]
-        if self.batch:
-            rows, counted = over_batch(rows, counted, self.batch)
-        tp, pred, ref = rows.unbind(0)
-        if self.absent == "skip":
-            counted = ref > 0 if counted is None else (ref > 0) & counted
+        (tp, pred, ref), counted = self.entries(sums, self.batch, ref=2)
         return ((pred + ref - tp) / 2 if self.terms[0] == "abs_diff" else tp), pred, ref, counted
 
     def formula(self, sums: Sums) -> Tensor:

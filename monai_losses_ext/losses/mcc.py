@@ -19,7 +19,6 @@ from monai_losses_ext.losses.base import (
     Sums,
     VoxelLoss,
     activation_of,
-    over_batch,
 )
 from monai_losses_ext.sums.target import IgnoreIndex
 
@@ -99,14 +98,7 @@ class MCCLoss(VoxelLoss):
 
     def formula(self, sums: Sums) -> Tensor:
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
-        first = self.first_class(sums.num_channels)
-        rows = sums.rows(self.terms, first)
-        counted = None if sums.annotated is None else sums.annotated[:, first:]
-        if self.batch:
-            rows, counted = over_batch(rows, counted, self.batch)
-        tp, pred, ref, count = rows.unbind(0)
-        if self.absent == "skip":
-            counted = ref > 0 if counted is None else (ref > 0) & counted
+        (tp, pred, ref, count), counted = self.entries(sums, self.batch, ref=2)
         # As roots, since four numbers of voxels multiplied may be beyond float32.
         fp, fn, unpredicted, rest = pred - tp, ref - tp, count - pred, count - ref
         tn = rest - fp

@@ -22,7 +22,6 @@ from monai_losses_ext.losses.base import (
     Sums,
     VoxelLoss,
     activation_of,
-    over_batch,
 )
 from monai_losses_ext.maps import skeleton_of
 from monai_losses_ext.sums.target import IgnoreIndex, Target
@@ -51,6 +50,7 @@ class SkeletonRecallLoss(VoxelLoss):
         ignore_index: label, or list of labels, of the voxels that do not count.
         absent: ``count`` a class that a sample lacks, of which nothing is missed, or ``skip`` it.
         radius: of the tube in mm, for skeletons that are made here; None: the published two voxels.
+        spacing: voxel size in mm, for such a radius; of the target's affine unless given, else 1.
 
     Shape:
         input ``[B, C, *S]`` with two or three spatial axes, target ``[B, *S]``, ``[B, 1, *S]`` or ``[B, C, *S]`` or a
@@ -116,14 +116,7 @@ class SkeletonRecallLoss(VoxelLoss):
 
     def formula(self, sums: Sums) -> Tensor:
         """Return the loss: a scalar, or ``[B, C']`` values for ``reduction="none"`` (``[C']`` with ``batch``)."""
-        first = self.first_class(sums.num_channels)
-        rows = sums.rows(self.terms, first)
-        counted = None if sums.annotated is None else sums.annotated[:, first:]
-        if self.batch:
-            rows, counted = over_batch(rows, counted, self.batch)
-        found, whole = rows.unbind(0)
-        if self.absent == "skip":
-            counted = whole > 0 if counted is None else (whole > 0) & counted
+        (found, whole), counted = self.entries(sums, self.batch, ref=1)
         values = 1 - (found + SMOOTH) / (whole + SMOOTH)
         if self.class_weight is not None:
             values = values * self.per_counted_class("weight", self.class_weight, values, sums.num_channels)

@@ -91,7 +91,7 @@ def _share(work: Callable[[int], None], count: int, logits: Tensor) -> None:
         take()
         return
     if limit is None:
-        pool.apart(take)  # vjp does not work beneath a mode that counts operators, say
+        pool.apart(take)  # within an operator autograd records nothing
         return
 
     def take_alone() -> None:

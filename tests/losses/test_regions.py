@@ -15,7 +15,7 @@ from scipy import ndimage
 from monai_losses_ext import CompoundLoss, CrossEntropyLoss, DiceLoss, get_loss
 from monai_losses_ext.losses import BlobLoss, CCDiceLoss, SkeletonRecallLoss
 from monai_losses_ext.maps import regions_of, skeleton_of
-from monai_losses_ext.transforms import RegionMapd, SkeletonMapd, prepare_batch
+from monai_losses_ext.transforms import RegionMapd, SkeletonMapd, prepare_batch, prepare_batch_with_distance
 
 needs_skimage = pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="scikit-image is not installed")
 SHAPE, SMOOTH = (9, 8, 10), 1e-5
@@ -196,3 +196,8 @@ def test_a_skeleton_of_classes_is_that_of_their_masks():
     made = SkeletonRecallLoss(softmax=True)(x, label[None])
     given = SkeletonRecallLoss(softmax=True)(x, {"label": label[None], "skeleton": classes[None, None]})
     torch.testing.assert_close(made, given)
+
+
+def test_a_batch_with_distances_keeps_what_else_belongs_to_its_labels():
+    batch = {"image": torch.zeros(1), "label": torch.ones(1), "distance": torch.zeros(1), "annotated": torch.ones(1, 2)}
+    assert prepare_batch_with_distance(batch)[1].keys() == {"label", "distance", "annotated"}
