@@ -108,7 +108,6 @@ def test_curves_tell_of_all_epochs(runs: SimpleNamespace) -> None:
     assert len(tables[0].splitlines()) == EPOCHS + 1
 
 
-@pytest.mark.parametrize("runs", ["uncertainty"], indirect=True)
 def test_what_cannot_be_resumed_is_one_line(runs: SimpleNamespace, bundle: Path, dataset: Path) -> None:
     train, run = str(bundle / "configs" / "train.json"), folder(runs, "killed")
     files = {path: path.read_bytes() for path in run.iterdir()}

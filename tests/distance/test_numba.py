@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +15,13 @@ from scipy import ndimage
 
 pytest.importorskip("numba")
 from monai_losses_ext.distance import numba
+
+CODE = """
+import numpy as np
+from monai_losses_ext.distance import numba
+labels = np.zeros((3, 4), np.uint8); labels[0, 0] = 1
+print(numba.distances(labels, (3.0, 4.0), False)[1, 1])
+"""
 
 
 def volume():
@@ -34,6 +44,24 @@ def test_several_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: numba.distances(mask, (1, 2, 3), True), range(8)):
             assert np.array_equal(found, expected)
+
+
+def test_a_cache_that_is_torn_is_no_error(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run():
+        command = [sys.executable, "-c", CODE]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+
+    first = run()
+    assert float(first.stdout) == 5 and "RuntimeWarning" not in first.stderr
+    files = [path for path in tmp_path.rglob("*.nb*") if path.is_file()]
+    assert files
+    for path in files:  # as a killed process leaves them
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    torn = run()
+    assert float(torn.stdout) == 5
+    assert torn.stderr.count("RuntimeWarning: distance: the compiled CPU kernels cannot be kept or read") == 1
 
 
 def test_no_place_for_a_cache_is_no_error(monkeypatch):

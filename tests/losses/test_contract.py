@@ -179,7 +179,7 @@ def test_values_per_class_keep_the_type_and_follow_the_device(loss):
     assert loss(x.to("meta"), target.to("meta")).device.type == "meta"
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "," not in name])  # test_weighting.py has the others
+@every_loss
 def test_compiles_into_a_training_step(name):
     x, target = batch((2, 8, 8), dtype=torch.float32)
     loss = get_loss(CONFIGS[name])

@@ -129,9 +129,8 @@ def test_get_loss_and_the_schema_agree_on_any_value_of_any_key(name):
     common = {"type", "name", "weight", "class_weight", "softmax", "sigmoid", "use_softmax", "reduction", "loss"}
     own = {*COMPOUND_KEYS} if name == "compound" else {*config_keys(BY_NAME[name])}
     configs = [{**base, key: value} for key in common | own for value in ANYTHING]
-    if name in ("dice", "focal", "compound", "hausdorff_dt"):  # of a component the keys of all are handled alike
-        components = [{**base, key: value} for key in common for value in ANYTHING]
-        configs += [{"type": "compound", "components": [component]} for component in components]
+    components = [{**base, key: value} for key in common for value in ANYTHING]
+    configs += [{"type": "compound", "components": [component]} for component in components]
     schema = jsonschema.Draft202012Validator(loss_schema())
     taken = [config for config in configs if is_taken(config)]
     assert 0 < len(taken) < len(configs)
