@@ -557,7 +557,13 @@ def slope_of(job, slopes, code):
 @njit(**LOOPS)
 def run_length(ids, first, n):
     """Return how many voxels from the first on lie in the same region."""
-    last = first + 1
+    last, differ = first + 1, ZERO
+    while last + 32 <= n:  # most are long: eight at a time
+        for i in range(last, last + 32):
+            differ += ZERO if ids[i] == ids[first] else ONE
+        if differ > ZERO:
+            break
+        last += 32
     while last < n and ids[last] == ids[first]:
         last += 1
     return last - first
@@ -661,31 +667,74 @@ def add_bin_slopes(number, n, p, m, slopes):
 
 
 @njit(**LOOPS)
+def add_six(job, totals, tp, pred, ref, ce, surface, skeleton):
+    """Add the sums that are asked for to the rows of a class."""
+    for code, total in ((TP, tp), (PRED, pred), (REF, ref), (CE, ce), (SURFACE, surface), (SKELETON_SUM, skeleton)):
+        row = job[ROW_OF + code]
+        if row >= 0:
+            totals[row] += total
+
+
+@njit(**LOOPS)
+def add_usual_sums(job, n, p, m, totals):
+    """Add to the rows of a class tp, pred, ref, ce and the sums with one map, in one loop; tell which these are."""
+    gw, w, lp, phi, thin = m[GW], m[W], m[LOGP_], m[PHI], m[THIN]
+    tp, pred, ref, ce, surface, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+    for i in range(n):
+        weighted = p[i] * w[i]
+        tp += p[i] * gw[i]
+        pred += weighted
+        ref += gw[i]
+        ce += lp[i] * gw[i]
+        surface += weighted * phi[i]
+        skeleton += weighted * thin[i]
+    add_six(job, totals, tp, pred, ref, ce, surface, skeleton)
+
+
+@njit(**LOOPS)
+def add_class_of_index(job, k, n, x, p, m, totals):
+    """Fill what a class of a softmax has, its reference by index labels, and add what add_usual_sums adds: in one loop.
+
+    ``x`` are the logits less their voxel's largest, p their powers of e, the scale what makes probabilities of these.
+    """
+    labels, s, ls, phi, thin = m[LABELS], m[SCALE], m[LOG_SCALE], m[PHI], m[THIN]
+    g, gw, w, lp = m[G], m[GW], m[W], m[LOGP_]
+    tp, pred, ref, ce, surface, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+    for i in range(n):
+        value, y = p[i] * s[i], ls[i] - x[i]
+        y = LARGEST if y > LARGEST else y
+        reference = ONE if labels[i] == k else ZERO
+        weight = w[i] if labels[i] == k else ZERO
+        p[i], lp[i], g[i], gw[i] = value, y, reference, weight
+        tp += value * weight
+        pred += value * w[i]
+        ref += weight
+        ce += y * weight
+        surface += value * w[i] * phi[i]
+        skeleton += value * w[i] * thin[i]
+    add_six(job, totals, tp, pred, ref, ce, surface, skeleton)
+
+
+@njit(**LOOPS)
+def is_usual(code):
+    """Tell whether :func:`add_usual_sums` has a term."""
+    return code == TP or code == PRED or code == REF or code == CE or code == SURFACE or code == SKELETON_SUM
+
+
+@njit(**LOOPS)
 def sum_term(code, gamma, is_softmax, n, x, p, m):
     """Return the sum of one term over a tile of one class."""
     lp, lq, g, gw, w, phi, thin = m[LOGP_], m[LOGQ], m[G], m[GW], m[W], m[PHI], m[THIN]
     a = ZERO
-    if code == TP:
-        for i in range(n):
-            a += p[i] * gw[i]
-    elif code == PRED:
-        for i in range(n):
-            a += p[i] * w[i]
-    elif code == PRED_SQ:
+    if code == PRED_SQ:
         for i in range(n):
             a += p[i] * p[i] * w[i]
-    elif code == REF:
-        for i in range(n):
-            a += gw[i]
     elif code == REF_SQ:
         for i in range(n):
             a += gw[i] * g[i]
     elif code == ABS_DIFF:
         for i in range(n):
             a += abs(p[i] - g[i]) * w[i]
-    elif code == CE:
-        for i in range(n):
-            a += lp[i] * gw[i]
     elif code == CE_NEG:
         for i in range(n):
             a += lq[i] * (w[i] - gw[i])
@@ -705,15 +754,9 @@ def sum_term(code, gamma, is_softmax, n, x, p, m):
         for i in range(n):
             scale, entropy, _ = sigmoid_focal(x[i], g[i], lp[i], gamma)
             a += scale * entropy * (gw[i] if code == FOCAL else w[i] - gw[i])
-    elif code == SURFACE:
-        for i in range(n):
-            a += p[i] * phi[i] * w[i]
     elif code == SURFACE_MIN:
         for i in range(n):
             a += (ZERO if phi[i] > ZERO else phi[i]) * w[i]
-    elif code == SKELETON_SUM:
-        for i in range(n):
-            a += p[i] * thin[i] * w[i]
     elif code == SKELETON_REF:
         for i in range(n):
             a += thin[i] * w[i]
@@ -726,7 +769,7 @@ def sum_term(code, gamma, is_softmax, n, x, p, m):
 @njit(**LOOPS)
 def add_plain_slope(code, slope, n, p, m):
     """Add the derivative of a term with respect to the probability."""
-    g, w, phi, thin, a = m[G], m[W], m[PHI], m[THIN], m[BY_P]
+    g, w, a = m[G], m[W], m[BY_P]
     if code == PRED_SQ:
         for i in range(n):
             a[i] += slope * (p[i] + p[i]) * w[i]
@@ -734,12 +777,6 @@ def add_plain_slope(code, slope, n, p, m):
         for i in range(n):
             sign = ONE if p[i] > g[i] else (-ONE if p[i] < g[i] else (p[i] - g[i]) * ZERO)
             a[i] += slope * sign * w[i]
-    elif code == SURFACE:
-        for i in range(n):
-            a[i] += slope * phi[i] * w[i]
-    elif code == SKELETON_SUM:
-        for i in range(n):
-            a[i] += slope * thin[i] * w[i]
 
 
 @njit(**LOOPS)
@@ -773,10 +810,12 @@ def start_slopes(job, slopes, n, x, p, m):
     """
     tp, pred, ce = slope_of(job, slopes, TP), slope_of(job, slopes, PRED), slope_of(job, slopes, CE)
     ce_neg, logp = slope_of(job, slopes, CE_NEG), slope_of(job, slopes, LOGP)
+    surface, skeleton = slope_of(job, slopes, SURFACE), slope_of(job, slopes, SKELETON_SUM)
     is_softmax, is_sigmoid = job[ACTIVATION] == SOFTMAX, job[ACTIVATION] == SIGMOID
     q, gw, w, a, r, in_regions = m[Q], m[GW], m[W], m[BY_P], m[BY_LOGP], m[CE_]
+    phi, thin = map_or_weight(job, DISTANCE, m, PHI), map_or_weight(job, SKELETON, m, THIN)
     for i in range(n):
-        a[i] = tp * gw[i] + pred * w[i]
+        a[i] = tp * gw[i] + (pred + surface * phi[i] + skeleton * thin[i]) * w[i]
         r[i] = ZERO
     if is_softmax:  # the logarithm of what -inf ruled out is a constant
         for i in range(n):
@@ -784,6 +823,31 @@ def start_slopes(job, slopes, n, x, p, m):
     elif is_sigmoid:
         for i in range(n):
             r[i] = ce_neg * (w[i] - gw[i]) * p[i] - (ce * gw[i] + logp * w[i]) * q[i]
+
+
+@njit(**LOOPS)
+def start_slopes_of_index(job, slopes, k, n, x, p, m):
+    """Fill what a class of a softmax has, its reference by index labels, and start the derivatives: in one loop."""
+    tp, pred, ce = slope_of(job, slopes, TP), slope_of(job, slopes, PRED), slope_of(job, slopes, CE)
+    logp, surface = slope_of(job, slopes, LOGP), slope_of(job, slopes, SURFACE)
+    skeleton = slope_of(job, slopes, SKELETON_SUM)
+    labels, s, ls, in_regions = m[LABELS], m[SCALE], m[LOG_SCALE], m[CE_]
+    g, gw, w, lp, a, r = m[G], m[GW], m[W], m[LOGP_], m[BY_P], m[BY_LOGP]
+    phi, thin = map_or_weight(job, DISTANCE, m, PHI), map_or_weight(job, SKELETON, m, THIN)
+    for i in range(n):
+        y = ls[i] - x[i]
+        reference = ONE if labels[i] == k else ZERO
+        weight = w[i] if labels[i] == k else ZERO
+        p[i], lp[i], g[i], gw[i] = p[i] * s[i], LARGEST if y > LARGEST else y, reference, weight
+        a[i] = tp * weight + (pred + surface * phi[i] + skeleton * thin[i]) * w[i]
+        # The logarithm of what -inf ruled out is a constant.
+        r[i] = -((ce + in_regions[i]) * weight + logp * w[i]) if x[i] >= -LARGEST else ZERO
+
+
+@njit(**LOOPS)
+def map_or_weight(job, volume, m, row):
+    """Return the buffer of a map, or the weights where there is none: 0 times what is left of another may be NaN."""
+    return m[row] if job[volume + ADDRESS] else m[W]
 
 
 @njit(**LOOPS)
@@ -904,9 +968,7 @@ def add_class_sums(job, gammas, c, n, x, p, m, totals):
         code, row = job[CODES + t], job[CODES + job[NUM_TERMS] + t]
         if code == BINS:
             add_bin_sums(gammas[t], n, p, m, totals[row:])
-        elif code >= REGION_TP:
-            continue
-        else:
+        elif code < REGION_TP and not is_usual(code):
             totals[row] += sum_term(code, gammas[t], is_softmax, n, x, p, m)
     if job[REGIONS + ADDRESS]:
         lp, lq, gw, w, entropy = m[LOGP_], m[LOGQ], m[GW], m[W], m[CE_]
@@ -926,7 +988,6 @@ def add_class_sums(job, gammas, c, n, x, p, m, totals):
 def add_class_slopes(job, gammas, c, n, x, p, m, slopes):
     """Fill x with the derivatives of a class by log p, and add these to dot (softmax); else, by the logit."""
     is_softmax, is_sigmoid = job[ACTIVATION] == SOFTMAX, job[ACTIVATION] == SIGMOID
-    start_slopes(job, slopes, n, x, p, m)
     for t in range(job[NUM_TERMS]):
         code, row = job[CODES + t], job[CODES + job[NUM_TERMS] + t]
         if code == FOCAL and is_softmax:
@@ -992,9 +1053,13 @@ def sum_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, totals):
         if is_softmax and is_index and not others:
             index_sums(job, np.float32(c), n, x, p, m, totals[c])
             continue
-        fill_probabilities(job, n, logs, x, p, m)
-        wrong |= read_reference(job, b, c, v, n, m, raw)
         read_maps(job, b, c, v, n, m, raw, dropped)
+        if is_softmax and is_index:
+            add_class_of_index(job, np.float32(c), n, x, p, m, totals[c])
+        else:
+            fill_probabilities(job, n, logs, x, p, m)
+            wrong |= read_reference(job, b, c, v, n, m, raw)
+            add_usual_sums(job, n, p, m, totals[c])
         add_class_sums(job, gammas, c, n, x, p, m, totals[c])
     if is_softmax and job[ROW_OF + REGION_CE] >= 0:
         for c in range(job[FIRST_REGION], job[NUM_CLASSES]):
@@ -1033,9 +1098,13 @@ def gradient_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, slopes):
         if is_softmax and is_index and not others:
             index_slopes(job, slopes[c], np.float32(c), n, x, p, m)
             continue
-        fill_probabilities(job, n, logs, x, p, m)
-        read_reference(job, b, c, v, n, m, raw)
         read_maps(job, b, c, v, n, m, raw, dropped)
+        if is_softmax and is_index:
+            start_slopes_of_index(job, slopes[c], np.float32(c), n, x, p, m)
+        else:
+            fill_probabilities(job, n, logs, x, p, m)
+            read_reference(job, b, c, v, n, m, raw)
+            start_slopes(job, slopes[c], n, x, p, m)
         add_class_slopes(job, gammas, c, n, x, p, m, slopes[c])
         if not is_softmax:
             if dropped:
@@ -1062,8 +1131,8 @@ def run(job, gammas, partial, slopes, buffers, raw):
         # Beside the usual ones; what the input does not change has no part in the gradient.
         is_constant = (code == REF_SQ) | (code == COUNT) | (code == SURFACE_MIN) | (code == SKELETON_REF)
         is_constant |= (code == REGION_REF) | (code == REGION_COUNT)
-        is_usual = (code == TP) | (code == PRED) | (code == REF) | (code == CE)
-        others |= not (is_usual | (code == COUNT) | (is_backward & is_constant))
+        is_plain = (code == TP) | (code == PRED) | (code == REF) | (code == CE)
+        others |= not (is_plain | (code == COUNT) | (is_backward & is_constant))
         logs |= (code == FOCAL) | (code == FOCAL_NEG)
         logs |= (not is_backward) & ((code == CE) | (code == CE_NEG) | (code == LOGP) | (code == REGION_CE))
     while True:
