@@ -277,6 +277,7 @@ def test_defaults_reduce_to_the_mean_or_are_refused():
         ("cross-entropy", "cross_entropy"),
         ("crossentropy", "cross_entropy"),
         ("hausdorff", "hausdorff_dt"),
+        ("UnifiedFocalLoss", "unified_focal"),
     ],
 )
 def test_names_that_users_of_monai_type_are_met_by_ours(typed, meant):
