@@ -103,7 +103,7 @@ INVALID = [
     ({"loss": {"loss": "dice"}}, "needs a type"),
     ({"loss": "dice.json"}, "type: must be one of .*got 'dice.json'"),
     ({"type": "DiceCELoss"}, "Did you mean 'dice_ce'"),
-    ({"type": "dice", "voxel_weight": {"w1": 1}}, "^loss: voxel_weight: key: must be one of .*'w0'"),
+    ({"type": "dice", "voxel_weight": {"w1": 1}}, "^loss: voxel_weight: key: must be one of class_weight, w0, sigma; "),
     ({"type": "dice", "voxel_weight": {"sigma": 0}}, "^loss: voxel_weight: sigma: must be a number above 0; got 0"),
     ({"type": "dice", "voxel_weight": "inverse"}, "^loss: voxel_weight: must be a dictionary with class_weight, w0"),
     ({"type": "hausdorff_dt", "voxel_weight": {"w0": 1}}, "^voxel_weight: is known to the losses of this package"),
