@@ -24,16 +24,20 @@ class LoadWeightd(Transform):
 
     It is a path, or None for a weight of 1, on the grid of ``label``, a MetaTensor [1, *S] that is loaded before.
     :class:`CheckCased` tells what is wrong with a file.
+
+    Args:
+        every_case: give a case without the key a weight of 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_case: bool = False) -> None:
+        self.every_case = every_case
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         """Return the case with its weights as a MetaTensor."""
-        if WEIGHT not in data:
+        if WEIGHT not in data and not self.every_case:
             return data
-        path, label = data[WEIGHT], data["label"]
+        path, label = data.get(WEIGHT), data["label"]
         weight = MetaTensor(torch.ones(label.shape), affine=label.affine) if path is None else self.load(path)
         return {**data, WEIGHT: weight}
 

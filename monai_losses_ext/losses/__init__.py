@@ -21,6 +21,7 @@ from monai_losses_ext.losses.poly import Poly1Loss
 from monai_losses_ext.losses.regions import BlobLoss, CCDiceLoss
 from monai_losses_ext.losses.skeleton import SkeletonRecallLoss
 from monai_losses_ext.losses.tversky import FocalTverskyLoss, TverskyLoss
+from monai_losses_ext.losses.unified_focal import UnifiedFocalLoss
 
 LOSSES: dict[str, type[nn.Module]] = {
     "dice": DiceLoss,
@@ -34,6 +35,7 @@ LOSSES: dict[str, type[nn.Module]] = {
     "log_cosh_dice": LogCoshDiceLoss,
     "mcc": MCCLoss,
     "poly1": Poly1Loss,
+    "unified_focal": UnifiedFocalLoss,
     "l1_ace": L1ACELoss,
     "cc_dice": CCDiceLoss,
     "blob": BlobLoss,
@@ -72,4 +74,5 @@ __all__ = [
     "Poly1Loss",
     "SkeletonRecallLoss",
     "TverskyLoss",
+    "UnifiedFocalLoss",
 ]

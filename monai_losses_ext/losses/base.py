@@ -197,19 +197,22 @@ class VoxelLoss(_Loss):
         present = sums["ref"][:, first:] > 0
         return present if annotated is None else present & annotated
 
-    def entries(self, sums: Sums, batch: bool | str, ref: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def entries(
+        self, sums: Sums, batch: bool | str, ref: int, terms: Sequence[str] | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return the sums of the loss's terms that enter a quotient, and which of them enter a mean.
 
         Args:
             sums: of all samples and classes.
             batch: whether samples are added up first; ``all_ranks``: those of all processes.
             ref: place among the terms of what is 0 for a class that is absent.
+            terms: those of the loss unless given.
 
         Returns:
             One tensor per term, ``[B or 1, C']``, and a bool one of that shape; None where all enter.
         """
         first = self.first_class(sums.num_channels)
-        rows = sums.rows(self.terms, first)
+        rows = sums.rows(self.terms if terms is None else terms, first)
         counted = None if sums.annotated is None else sums.annotated[:, first:]
         if batch:
             rows, counted = over_batch(rows, counted, batch)

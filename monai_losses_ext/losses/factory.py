@@ -19,6 +19,7 @@ from monai_losses_ext.losses.base import VoxelLoss
 from monai_losses_ext.losses.compound import CompoundLoss
 from monai_losses_ext.losses.config_file import read_config
 from monai_losses_ext.losses.lambdas import with_lambdas
+from monai_losses_ext.losses.voxel_weight import VoxelWeight
 
 # Arguments of the constructors that are not for a config, and why.
 NOT_IN_CONFIG = {
@@ -30,6 +31,8 @@ COMPOUND_KEYS = ("type", "components", "learnable_weights", "weighting", "mixed_
 MAX_NAME = 64
 SAME = (("weight", "class_weight"), ("softmax", "use_softmax"))  # two names of one thing
 BALANCED = "balanced"
+VOXEL_WEIGHT = "voxel_weight"
+VOXEL_WEIGHT_KEYS = tuple(inspect.signature(VoxelWeight).parameters)
 BY_NAME = LOSSES | MONAI_LOSSES
 COMPOUNDS = frozenset(name for name, loss_class in LOSSES.items() if issubclass(loss_class, CompoundLoss))
 NOT_NEGATIVE = Limits(minimum=0)
@@ -55,7 +58,8 @@ def get_loss(
             is the component's weight and ``class_weight`` its class weights; with ``"learnable_weights": true`` the
             weights are learned, and ``"weighting": "softmax"`` or ``{"type": "softmax", "floor": 0.1, ...}`` says how
             (see :class:`CompoundLoss`). ``{"type": "monai.SoftclDiceLoss", ...}`` is exactly that class of
-            ``monai.losses``; its keywords are checked by its signature.
+            ``monai.losses``; its keywords are checked by its signature. Any loss of this package may have
+            ``"voxel_weight": {"w0": 10.0, ...}``, see :class:`monai_losses_ext.losses.voxel_weight.VoxelWeight`.
         device: where the loss's buffers and learned weights go.
         balanced: the class weights that ``"class_weight": "balanced"`` in the config stands for, one per class; or a
             function that returns them, which is called where a config says so.
@@ -80,7 +84,8 @@ def get_loss(
         Traceback (most recent call last):
         monai_losses_ext.errors.UserError: loss: focal: gamma: must be a number of at least 0; got -1.
     """
-    config = with_lambdas(read_config(config), defaults)
+    config = dict(with_lambdas(read_config(config), defaults))
+    weighed = _voxel_weight(config.pop(VOXEL_WEIGHT, None), balanced)
     defaults = {key: value for key, value in defaults.items() if not key.startswith("lambda_")}
     single = [loss for name, loss in BY_NAME.items() if name != "compound"]
     known = sorted({key for loss in single for key in inspect.signature(loss).parameters})
@@ -98,7 +103,23 @@ def get_loss(
     if isinstance(loss, CompoundLoss) and not any(loss.get_weights().values()):
         rule = "must hold one above 0, or nothing is trained"
         raise errors.fail(f"loss: {config['type']}: weights", rule, list(loss.get_weights().values()))
+    if weighed is not None:
+        weighed.attach(loss)
     return loss if device is None else loss.to(device)
+
+
+def _voxel_weight(config: Any, balanced: Any) -> VoxelWeight | None:
+    """Return what a config says of the weights of voxels."""
+    where = f"loss: {VOXEL_WEIGHT}"
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        raise errors.fail(where, f"must be a dictionary with {', '.join(VOXEL_WEIGHT_KEYS)}", config)
+    _check_keys(where, config, VOXEL_WEIGHT_KEYS)
+    try:
+        return VoxelWeight(**_with_balanced(config, where, balanced))
+    except errors.UserError as error:
+        raise errors.UserError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
 
 def _with_balanced(config: Mapping[str, Any], where: str, balanced: Any) -> dict[str, Any]:

@@ -25,7 +25,6 @@ ALIASES = {
     "dicecldice": "SoftDiceclDiceLoss",
     "softcldice": "SoftclDiceLoss",
     "gwdl": "GeneralizedWassersteinDiceLoss",
-    "unifiedfocal": "AsymmetricUnifiedFocalLoss",
 }
 ACTIVATIONS = frozenset({"softmax", "use_softmax", "sigmoid", "other_act"})
 

@@ -12,7 +12,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor, nn
 
 from monai_losses_ext import arguments
-from monai_losses_ext.losses.factory import BALANCED, BY_NAME, COMPOUNDS, SAME, config_keys
+from monai_losses_ext.losses.base import VoxelLoss
+from monai_losses_ext.losses.factory import (
+    BALANCED,
+    BY_NAME,
+    COMPOUNDS,
+    SAME,
+    VOXEL_WEIGHT,
+    VOXEL_WEIGHT_KEYS,
+    config_keys,
+)
+from monai_losses_ext.losses.voxel_weight import VoxelWeight
 from monai_losses_ext.losses.weighting_config import LEARNED, WEIGHTINGS, weighting_keys
 
 _BOTH_ACTIVATIONS = [
@@ -50,7 +60,11 @@ def loss_schema() -> dict[str, Any]:
         "title": "Loss of monai_losses_ext",
         "description": 'What monai_losses_ext.get_loss takes, with or without an outer "loss".',
         "anyOf": [*any_loss, wrapped],
-        "$defs": losses | components | {"compound": compound} | weightings | CONTRADICTIONS,
+        "$defs": losses
+        | components
+        | {"compound": compound, VOXEL_WEIGHT: _voxel_weight()}
+        | weightings
+        | CONTRADICTIONS,
     }
 
 
@@ -69,6 +83,7 @@ def _compound(components: list[dict[str, Any]]) -> dict[str, Any]:
             "learnable_weights": {"type": "boolean", "description": texts["learnable"]},
             "weighting": {"anyOf": [*learned, *not_learned], "description": texts["weighting"]},
             "mixed_activations": {"type": "boolean", "description": texts["mixed_activations"]},
+            VOXEL_WEIGHT: {"$ref": f"#/$defs/{VOXEL_WEIGHT}"},
         },
         "required": ["type", "components"],
         "additionalProperties": False,
@@ -77,6 +92,17 @@ def _compound(components: list[dict[str, Any]]) -> dict[str, Any]:
             _if_learnable(True, {"anyOf": [{"const": None}, *learned]}),
             _if_learnable(False, {"anyOf": not_learned}),
         ],
+    }
+
+
+def _voxel_weight() -> dict[str, Any]:
+    properties = _arguments(VoxelWeight, VOXEL_WEIGHT_KEYS)
+    properties["class_weight"]["anyOf"] = [*properties["class_weight"]["anyOf"], {"enum": [BALANCED]}]
+    return {
+        "type": ["object", "null"],
+        "description": summary(VoxelWeight),
+        "properties": properties,
+        "additionalProperties": False,
     }
 
 
@@ -102,6 +128,8 @@ def _loss(name: str, loss_class: type[nn.Module]) -> dict[str, Any]:
         options = [*properties["weight"]["anyOf"], {"enum": [BALANCED]}]
         text = f"Another name of weight; {BALANCED}, in a bundle: by the stored statistics of the dataset."
         properties["class_weight"] = {**properties["weight"], "anyOf": options, "description": text}
+    if issubclass(loss_class, VoxelLoss) or name in COMPOUNDS:
+        properties[VOXEL_WEIGHT] = {"$ref": f"#/$defs/{VOXEL_WEIGHT}"}
     for key in ("sigmoid", "softmax"):
         properties.setdefault(key, {"type": "boolean", "description": f"Take a {key} of the input."})
     return {
@@ -120,11 +148,11 @@ def _component(loss: dict[str, Any]) -> dict[str, Any]:
         "weight": {"type": ["number", "null"], "minimum": 0, "description": "The component's weight in the sum."},
         "name": {"type": ["string", "null"], "maxLength": 64, "description": "The component's name in logs."},
     }
-    properties = {key: value for key, value in loss["properties"].items() if key != "$schema"}
+    properties = {key: value for key, value in loss["properties"].items() if key not in ("$schema", VOXEL_WEIGHT)}
     return loss | {"properties": properties | own, "allOf": [{"$ref": "#/$defs/one_activation"}]}
 
 
-def _arguments(built: type[nn.Module], keys: Sequence[str]) -> dict[str, Any]:
+def _arguments(built: type[nn.Module] | type[VoxelWeight], keys: Sequence[str]) -> dict[str, Any]:
     """Return the schema of each of a constructor's arguments: type, limits, default and what its docstring says."""
     hints = get_type_hints(built.__init__, include_extras=True)
     texts = _argument_texts(built)
@@ -154,13 +182,13 @@ def _option(option: Any) -> dict[str, Any] | None:
     return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[kind]} | limits.schema()
 
 
-def summary(loss_class: type[nn.Module]) -> str:
+def summary(loss_class: type) -> str:
     """Return the first paragraph of a class's docstring, as plain text on one line."""
     text = (inspect.getdoc(loss_class) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "")
     return re.sub(r":\w+:`([^`]+)`", r"\1", text)
 
 
-def _argument_texts(loss_class: type[nn.Module]) -> dict[str, str]:
+def _argument_texts(loss_class: type) -> dict[str, str]:
     """Return what the docstring's ``Args:`` section says of each argument."""
     section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(loss_class) or "", re.MULTILINE | re.DOTALL)
     entries = re.split(r"\n {4}(?=\S)", "\n" + section.group(1))[1:] if section else []

@@ -168,7 +168,13 @@ class FocalTverskyLoss(TverskyLoss):
 
     def score(self, tp: Tensor, pred: Tensor, ref: Tensor, num_channels: int) -> Tensor:
         """Return the focal Tversky loss per sample and class."""
-        tversky = super().score(tp, pred, ref, num_channels)
-        smallest = torch.finfo(tversky.dtype).eps
-        # Asked this way round a NaN stays one: a comparison with it is false.
-        return torch.where(tversky <= smallest, 0.0, tversky.clamp_min(smallest) ** (1 / self.gamma))
+        return raised(super().score(tp, pred, ref, num_channels), 1 / self.gamma)
+
+
+def raised(loss: Tensor, exponent: float) -> Tensor:
+    """Return a loss to a power, 0 with a gradient of 0 where it is closer to perfect than its precision."""
+    if exponent == 1:
+        return loss
+    smallest = torch.finfo(loss.dtype).eps
+    # Asked this way round a NaN stays one: a comparison with it is false.
+    return torch.where(loss <= smallest, 0.0, loss.clamp_min(smallest) ** exponent)

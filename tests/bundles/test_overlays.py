@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai_losses_ext.bundlekit.zoo import small_patch, unresolved
 from monai_losses_ext.data.phantoms import LEAST_VOXELS, make_phantoms
 from monai_losses_ext.data.tasks import TASKS, Task
-from monai_losses_ext.losses import boundary
+from monai_losses_ext.losses import boundary, regions, skeleton, voxel_weight
 from monai_losses_ext.losses.factory import BY_NAME
 
 OVERLAYS = REPOSITORY / "configs"
@@ -84,7 +84,7 @@ def test_every_overlay_resolves_on_every_bundle(task: Task) -> None:
 
 
 def test_every_loss_has_an_overlay_that_swaps_the_class_of_any_bundles_loss() -> None:
-    compounds = {"dice_focal_boundary", "compound_learnable"}
+    compounds = {"dice_focal_boundary", "compound_learnable", "boundary_weights", "class_balance"}
     assert {Path(name).stem for name in LOSSES} == set(BY_NAME) - {"compound"} | compounds
     for name in LOSSES:
         assert content(name)["loss#_target_"] == "monai_losses_ext.get_loss"
@@ -269,6 +269,73 @@ def test_boundary_with_precomputed_maps_and_a_schedule(
     assert not [*(tmp_path / "bundle" / "models").glob("*.pt")]
     written = sorted(path.name for path in only_run_folder(tmp_path / "bundle" / "output").glob("*.pt"))
     assert written == ["model.pt", "model_final.pt", "training_state.pt"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "loss", "key"),
+    [("regions", "cc_dice", "regions"), ("regions", "blob", "regions"), ("skeletons", "skeleton_recall", "skeleton")],
+)
+def test_regions_and_skeletons_once_per_case(
+    bundle: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlay: str, loss: str, key: str
+) -> None:
+    def remake(*_: Any) -> None:
+        raise AssertionError("the map was made in the loss")
+
+    monkeypatch.setattr(regions, "regions_of", remake)
+    monkeypatch.setattr(skeleton, "skeleton_of", remake)
+    files = (f"precomputed_{overlay}.json", f"losses/{loss}.json")
+    workflow = overlaid(bundle, dataset, tmp_path, *files, epochs=1)
+    workflow.run()
+    name = [*workflow.parser.get_parsed_content("loss").get_weights()][-1]
+    assert workflow.parser.get_parsed_content("train#trainer").state.metrics[f"loss_{name}"] > 0
+    places, inside = 0, 0
+    for patches in workflow.parser.get_parsed_content("train#dataset"):
+        for case in patches:
+            label, made = case["label"].as_tensor(), case[key].as_tensor()
+            assert torch.equal(made, made.round())
+            if key == "skeleton":
+                assert made.shape == (1, 16, 16, 16)
+                places, inside = places + (made > 0).sum(), inside + (label[made > 0] == made[made > 0]).sum()
+            else:
+                assert made.shape == (2, 16, 16, 16)
+                whole = made.flatten(1) > 0  # each voxel of the case is nearest to some component; padding to none
+                places, inside = places + label.numel(), inside + whole.all(0).sum()
+    assert inside > 0.5 * places > 0
+
+
+@pytest.mark.parametrize("loss", ["cc_dice", "skeleton_recall"])
+def test_without_the_overlay_maps_are_made_in_the_loss(
+    bundle: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    made = []
+    for module, name in ((regions, "regions_of"), (skeleton, "skeleton_of")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=function: made.append(1) or f(*a))
+    overlaid(bundle, dataset, tmp_path, f"losses/{loss}.json", epochs=1).run()
+    assert made
+
+
+def test_weights_once_per_case_reach_any_loss(
+    bundle: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remake(*_: Any) -> None:
+        raise AssertionError("the weights were made in the loss")
+
+    monkeypatch.setattr(voxel_weight, "voxel_weights", remake)
+    files = ("precomputed_class_balance.json", "precomputed_boundary_weights.json", "losses/boundary_weights.json")
+    workflow = overlaid(bundle, dataset, tmp_path, *files, epochs=1)
+    workflow.run()
+    assert workflow.parser.get_parsed_content("train#trainer").state.metrics["loss_dice"] > 0
+    case = workflow.parser.get_parsed_content("train#dataset")[0][0]
+    label, weight = case["label"].as_tensor(), case["weight"].as_tensor()
+    assert weight.shape == label.shape and weight.min() >= 0
+    assert weight[label > 0].mean() > 2 * weight[label == 0].mean()  # the background has most voxels
+
+
+def test_class_balance_by_the_stored_statistics_is_one_flag(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    flag = {"extra_transforms#0#class_weight": "@balanced_weights", "statistics": str(tmp_path / "none.json")}
+    workflow = overlaid(bundle, dataset, tmp_path, "precomputed_class_balance.json", epochs=1, **flag)
+    assert "statistics: must be made first" in user_error(workflow.run)
 
 
 def test_boundary_computed_in_the_loss(bundle: Path, dataset: Path, tmp_path: Path) -> None:

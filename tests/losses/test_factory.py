@@ -53,6 +53,9 @@ VALID = [
     {"type": "compound", "components": [{"type": "dice", "name": None, "weight": None}]},
     {"type": "focal", "use_softmax": True},
     {"type": "focal", "use_softmax": False, "sigmoid": True},
+    {"type": "dice", "voxel_weight": {"w0": 10, "sigma": 2.5, "class_weight": "inverse"}},
+    {"type": "compound", "components": ["dice", "focal"], "voxel_weight": {"class_weight": [1, 2, 3]}},
+    {"loss": {"type": "dice_ce", "voxel_weight": None}},
 ]
 TWO = {"type": "compound", "components": ["dice", "focal"]}
 INVALID = [
@@ -100,6 +103,11 @@ INVALID = [
     ({"loss": {"loss": "dice"}}, "needs a type"),
     ({"loss": "dice.json"}, "type: must be one of .*got 'dice.json'"),
     ({"type": "DiceCELoss"}, "Did you mean 'dice_ce'"),
+    ({"type": "dice", "voxel_weight": {"w1": 1}}, "^loss: voxel_weight: key: must be one of class_weight, w0, sigma; "),
+    ({"type": "dice", "voxel_weight": {"sigma": 0}}, "^loss: voxel_weight: sigma: must be a number above 0; got 0"),
+    ({"type": "dice", "voxel_weight": "inverse"}, "^loss: voxel_weight: must be a dictionary with class_weight, w0"),
+    ({"type": "hausdorff_dt", "voxel_weight": {"w0": 1}}, "^voxel_weight: is known to the losses of this package"),
+    ({"type": "compound", "components": [{"type": "dice", "voxel_weight": {}}]}, "key: must be one of"),
 ]
 ANYTHING = [None, True, 0, -1, 2, 0.5, 1.5, "mean", "", [1, 2, 3], [], ["dice"], {}, {"type": "softmax"}]
 
@@ -277,6 +285,7 @@ def test_defaults_reduce_to_the_mean_or_are_refused():
         ("cross-entropy", "cross_entropy"),
         ("crossentropy", "cross_entropy"),
         ("hausdorff", "hausdorff_dt"),
+        ("UnifiedFocalLoss", "unified_focal"),
     ],
 )
 def test_names_that_users_of_monai_type_are_met_by_ours(typed, meant):

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from monai_losses_ext import CompoundLoss, CrossEntropyLoss, DiceLoss, FocalLoss, get_loss
 
-FORMULAS = ["dice", "cross_entropy", "focal", "tversky", "focal_tversky", "boundary", "dice_ce", "dice_focal"]
+FORMULAS = ["dice", "cross_entropy", "focal", "tversky", "focal_tversky", "boundary", "dice_ce", "dice_focal",
+            "unified_focal"]  # fmt: skip
 REGIONS = [name for name in FORMULAS if name != "dice_ce"]  # whose cross-entropy has a softmax, as MONAI's does
 SHAPE = (5, 6)
 
