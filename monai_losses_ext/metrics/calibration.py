@@ -55,7 +55,7 @@ def calibration_errors(sums: torch.Tensor) -> dict[str, float]:
     With ``gap`` the difference of mean probability and frequency in a bin: ``ece``, the mean of ``gap`` over the
     voxels, and ``ace``, its mean over the bins that hold any. Most voxels of a volume are background that is far from
     everything, so ``ece`` is small for any network that knows this; ``ace`` gives every probability the same say, and
-    is what :class:`monai_losses_ext.L1ACELoss` trains.
+    is what :class:`monai_losses_ext.losses.L1ACELoss` trains.
 
     Args:
         sums: ``[3, bins]`` of :func:`bin_sums`, of one case or added up over several.
