@@ -31,9 +31,11 @@ from monai_losses_ext.data.rows import (
 )
 from monai_losses_ext.errors import UserError, fail, one_of
 from monai_losses_ext.losses.factory import get_loss
+from monai_losses_ext.metrics.names import ALL_METRICS
 
 TASKS_FILE = Path(__file__).with_name("tasks.json")
 
+EVALUATED = tuple(name for name in ALL_METRICS if name != "cldice")  # which is for tubes, slow, and needs an extra
 INTENSITY_RULES: dict[str, Any] = {"z_score": ZScore, "window": Window}
 
 
@@ -86,8 +88,9 @@ class Task:
     training: Training
     phantom: dict[str, Any]  # see rows.py and phantoms.py
     authors: str = ""  # of the bundle, where it is not one of the Decathlon's
+    metrics: Sequence[str] = EVALUATED  # what an evaluation reports
 
-    __optional_keys__ = frozenset({"authors"})
+    __optional_keys__ = frozenset({"authors", "metrics"})
 
 
 def check_task(task: Task) -> None:
@@ -110,6 +113,10 @@ def check_task(task: Task) -> None:
     check_object(INTENSITY_RULES[rule], task.intensity, "intensity: ")
     if rule == "window" and task.intensity["low"] >= task.intensity["high"]:
         raise fail("intensity: low", "must be below high", task.intensity["low"])
+    for name in task.metrics:
+        one_of("metrics", name, ALL_METRICS)
+    if "dice" not in task.metrics:
+        raise fail("metrics", "must have dice, the bundle's key metric", task.metrics)
     for result in task.published_results:
         check_object(Result, result, "published_results: ")
     _check_axes(task)

@@ -57,11 +57,11 @@ def label_spacing(reference: torch.Tensor) -> list[float] | None:
     return sizes
 
 
-def check_shapes(case: str, prediction: torch.Tensor, reference: torch.Tensor) -> None:
+def check_shapes(case: str, prediction: torch.Tensor, reference: torch.Tensor, key: str = "pred") -> None:
     """Raise a UserError where prediction ``[C, *S]`` and label ``[1, *S]`` do not have the same ``S``."""
     if prediction.shape[1:] != reference.shape[1:]:
         raise UserError(
-            f"pred: must have the label's spatial shape {tuple(reference.shape[1:])}; got "
+            f"{key}: must have the label's spatial shape {tuple(reference.shape[1:])}; got "
             f"{tuple(prediction.shape[1:])} for case {case!r}. Bring it back to the image's space with Invertd."
         )
 

@@ -48,13 +48,10 @@ def skeleton_of(
     if masks.ndim == 2:  # thinning is for two axes or three
         return skeleton_of(masks[..., None], None if spacing is None else [*spacing, 1.0], radius)[..., 0]
     need("skeleton_of", "maps")
-    from skimage.morphology import skeletonize
-
     neighbors = np.ones((3,) * (masks.ndim - 1), bool)
     tubes = []
     for mask in masks > 0:
-        thin = skeletonize(mask).astype(bool) if mask.any() else np.zeros_like(mask)
-        thin |= _deepest_of_deleted(mask, thin, neighbors)
+        thin = skeleton_line(mask)
         if not thin.any():
             tubes.append(thin)
         elif radius is None:
@@ -64,11 +61,25 @@ def skeleton_of(
     return np.stack(tubes)
 
 
-def _deepest_of_deleted(
-    mask: NDArray[np.bool_], thin: NDArray[np.bool_], neighbors: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def skeleton_line(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the skeleton of one mask, one voxel thin, with at least one voxel in every component.
+
+    Args:
+        mask: boolean, ``[*S]``, of two axes or three.
+
+    Raises:
+        UserError: where scikit-image, of the extra ``maps``, is not installed.
+    """
+    need("skeleton_line", "maps")
+    from skimage.morphology import skeletonize
+
+    thin: NDArray[np.bool_] = skeletonize(mask).astype(bool) if mask.any() else np.zeros_like(mask)
+    return thin | _deepest_of_deleted(mask, thin)
+
+
+def _deepest_of_deleted(mask: NDArray[np.bool_], thin: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return one voxel, the deepest, of each component that has no voxel in ``thin``."""
-    components, number = ndimage.label(mask, neighbors)
+    components, number = ndimage.label(mask, np.ones((3,) * mask.ndim, bool))
     deepest = np.zeros_like(mask)
     kept = np.unique(components[thin])
     deleted = np.setdiff1d(np.arange(1, number + 1), kept)

@@ -18,8 +18,10 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import (
+    Activationsd,
     AsDiscreted,
     Compose,
+    CopyItemsd,
     EnsureChannelFirstd,
     EnsureTyped,
     Invertd,
@@ -344,3 +346,230 @@ def test_a_class_that_a_case_was_not_annotated_for_is_left_out(cases: list[dict[
     assert len(known) == 2
     assert metrics["dice_front_part"] == pytest.approx(sum(known) / 2, abs=1e-6)
     assert metrics["dice_front_part"] != pytest.approx(whole["dice_front_part"], abs=1e-6)
+
+
+def lesions(*boxes: tuple[int, int]) -> np.ndarray:
+    """Return a label map ``[9, 10, 8]`` of class 1: a box along the first axis for each pair of bounds."""
+    volume = np.zeros((9, 10, 8))
+    for low, high in boxes:
+        volume[low:high, 2:6, 2:4] = 1
+    return volume
+
+
+@pytest.fixture
+def lesion_cases(write_case: Callable[..., dict[str, str]]) -> list[dict[str, str]]:
+    """Return cases with one small lesion that is found, one that is missed beside a large one, and none at all."""
+    return [
+        write_case("case_a", lesions((1, 2)), lesions((1, 2)), AFFINE),
+        write_case("case_b", lesions((4, 8)), lesions((0, 1), (4, 8)), AFFINE),
+        write_case("case_c", lesions(), lesions(), AFFINE),
+        write_case("case_d", lesions((3, 4)), lesions(), AFFINE),
+    ]
+
+
+def test_components_of_all_cases_count_alike(lesion_cases: list[dict[str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    wanted = ["recall", "precision", "f1", "small_recall"]
+    metrics = evaluate(lesion_cases, SegmentationReport({"1": "lesion", "2": "other"}, path, metrics=wanted))
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if row["class"] != "other"]
+    counts = ["n_reference", "n_predicted", "n_found"]
+    assert reader.fieldnames == ["case", "class", *wanted, *counts, "empty"]
+    table = {row["case"]: [int(row[name]) for name in counts] for row in rows if row["class"] == "lesion"}
+    assert table == {
+        "case_a": [1, 1, 1],
+        "case_b": [2, 1, 1],
+        "case_c": [0, 0, 0],
+        "case_d": [0, 1, 0],
+        "mean": [3, 3, 2],
+    }
+    assert [row["recall"] for row in rows[:4]] == ["1", "0.5", "nan", "nan"]
+    assert [row["precision"] for row in rows[:4]] == ["1", "1", "nan", "0"]
+    assert metrics["recall_lesion"] == pytest.approx(2 / 3)  # 0.75 is the mean of the cases' own
+    assert metrics["precision_lesion"] == pytest.approx(2 / 3)
+    assert metrics["f1_lesion"] == pytest.approx(2 / 3)
+    assert math.isnan(metrics["recall_other"])
+    assert metrics["mean_recall"] == metrics["recall_lesion"]  # no case has the other class
+    assert math.isnan(metrics["small_recall_lesion"])  # of 8, 8 and 32 voxels none is below the median
+
+
+def test_small_is_below_the_median_of_the_whole_evaluation(
+    write_case: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    cases = [
+        write_case("case_a", lesions((1, 2)), lesions((1, 2)), AFFINE),
+        write_case("case_b", lesions((2, 6)), lesions((0, 1), (2, 6)), AFFINE),
+        write_case("case_c", lesions((2, 8)), lesions((2, 8)), AFFINE),
+    ]
+    path = tmp_path / "metrics.csv"
+    metrics = evaluate(cases, SegmentationReport({"1": "lesion"}, path, metrics=["recall", "small_recall"]))
+    assert metrics["recall_lesion"] == 0.75
+    assert metrics["small_recall_lesion"] == 0.5  # of the two of 8 voxels one; the median is of 8 and 32
+    rows = list(csv.DictReader(path.open()))
+    assert [row["small_recall"] for row in rows] == ["1", "0", "nan", "0.5", "0.5"]
+    strict = evaluate(cases, SegmentationReport({"1": "lesion"}, metrics=["recall"], iou_threshold=1.0))
+    assert strict["recall_lesion"] == 0.0
+
+
+def test_instances_of_ignored_voxels_and_of_classes_not_annotated(lesion_cases: list[dict[str, Any]]) -> None:
+    load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
+    data = [load(case) for case in lesion_cases[:2]]
+    data[1]["label"][:, 0:1] = 255  # the missed lesion is not known
+    report = SegmentationReport({"1": "lesion"}, metrics=["recall", "precision"], ignore_label=255)
+    assert evaluate(data, report) == dict.fromkeys(
+        ("mean_recall", "mean_precision", "recall_lesion", "precision_lesion"), 1.0
+    )
+    data = [load(case) | {"annotated": np.array([1, i == 0], bool)} for i, case in enumerate(lesion_cases[:2])]
+    report = SegmentationReport({"1": "lesion"}, metrics=["recall", "dice"])
+    assert evaluate(data, report)["recall_lesion"] == 1.0
+    assert math.isnan(report.rows[1]["recall"])
+
+
+PROBABILITY = Compose(
+    [
+        CopyItemsd("pred", names="probability"),
+        AsDiscreted("pred", argmax=True),
+        Activationsd("probability", softmax=True),
+    ]
+)
+
+
+def scored_cases(number: int = 5, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """Return cases of three classes with random scores, the last of them with class 2 nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    cases = []
+    for i in range(number):
+        label = torch.randint(0, 2 if i == number - 1 else 3, (1, 6, 5 + i % 2, 4), generator=generator)
+        scores = 2 * torch.randn(3, *label.shape[1:], generator=generator)
+        cases.append({"image": scores, "label": label})
+    return cases
+
+
+def calibrated(cases: list[dict[str, torch.Tensor]], report: SegmentationReport, **arguments: Any) -> dict[str, float]:
+    loader = DataLoader(Dataset(cases), batch_size=1)
+    return evaluate(
+        cases, report, val_data_loader=loader, postprocessing=arguments.pop("postprocessing", PROBABILITY), **arguments
+    )
+
+
+def error_of(cases: list[dict[str, torch.Tensor]], value: int, bins: int = 20) -> dict[str, float]:
+    """Return both errors of a class over the voxels of cases, from their definitions."""
+    p = torch.cat([case["image"].softmax(0)[value].flatten() for case in cases]).double()
+    g = torch.cat([(case["label"][0] == value).flatten() for case in cases]).double()
+    inside = [(p > i / bins) & (p <= (i + 1) / bins) for i in range(bins)]
+    gaps = [(abs(p[b].mean() - g[b].mean()).item(), int(b.sum())) for b in inside if b.any()]
+    return {"ece": sum(gap * n for gap, n in gaps) / len(p), "ace": sum(gap for gap, _ in gaps) / len(gaps)}
+
+
+def test_calibration_is_of_the_voxels_of_all_cases(tmp_path: Path) -> None:
+    cases, path = scored_cases(), tmp_path / "metrics.csv"
+    report = SegmentationReport(LABELS, path, metrics=["dice", "ece", "ace"], spacing=SPACING)
+    metrics = calibrated(cases, report)
+    rows = list(csv.DictReader(path.open()))
+    assert list(rows[0]) == ["case", "class", "dice", "ece", "ace", "empty"]
+    for value, name in ((1, "front_part"), (2, "back")):
+        expected = error_of(cases, value)
+        assert metrics[f"ece_{name}"] == pytest.approx(expected["ece"], abs=1e-6)
+        assert metrics[f"ace_{name}"] == pytest.approx(expected["ace"], abs=1e-6)
+        for case, row in zip(cases, rows[value - 1 : 10 : 2], strict=True):
+            assert float(row["ace"]) == pytest.approx(error_of([case], value)["ace"], abs=1e-5)
+    assert metrics["mean_ace"] == pytest.approx((metrics["ace_front_part"] + metrics["ace_back"]) / 2)
+    coarse = calibrated(cases, SegmentationReport(LABELS, metrics=["ece"], spacing=SPACING, bins=3))
+    assert coarse["ece_back"] == pytest.approx(error_of(cases, 2, 3)["ece"], abs=1e-6)
+
+
+def test_calibration_leaves_out_what_is_not_known() -> None:
+    cases = scored_cases()
+    known = [{**case, "label": case["label"].clone()} for case in cases]
+    for case in known:
+        case["label"][:, :2] = 255
+    report = SegmentationReport(LABELS, metrics=["ece", "ace"], spacing=SPACING, ignore_label=255)
+    metrics = calibrated(known, report)
+    kept = [{"image": case["image"][:, 2:], "label": case["label"][:, 2:]} for case in cases]
+    assert metrics["ace_back"] == pytest.approx(error_of(kept, 2)["ace"], abs=1e-6)
+    partly = [{**case, "annotated": torch.tensor([True, True, i != 1])} for i, case in enumerate(cases)]
+    metrics = calibrated(partly, report)
+    assert metrics["ace_back"] == pytest.approx(error_of(cases[:1] + cases[2:], 2)["ace"], abs=1e-6)
+    assert metrics["ace_front_part"] == pytest.approx(error_of(cases, 1)["ace"], abs=1e-6)
+    assert math.isnan(report.rows[3]["ace"])
+
+
+def test_calibration_of_sigmoids_and_of_a_single_channel() -> None:
+    steps = [CopyItemsd("pred", names="probability"), Activationsd("probability", sigmoid=True)]
+    case = scored_cases(1)[0]
+    one = {"image": case["image"][1:2], "label": (case["label"] == 1).long()}
+    shown = Compose([*steps, AsDiscreted("pred", threshold=0.0)])
+    report = SegmentationReport({"1": "a"}, metrics=["ece", "dice"], spacing=SPACING)
+    metrics = calibrated([one], report, postprocessing=shown)
+    p, g = one["image"][0].sigmoid().double(), one["label"][0].double()
+    place = (p * 20).ceil() - 1
+    gaps = [abs((p - g)[place == i].sum().item()) for i in range(20)]
+    assert metrics["ece_a"] == pytest.approx(sum(gaps) / g.numel(), abs=1e-6)
+    both = SegmentationReport({"1": "a", "2": "b"}, metrics=["ece"], spacing=SPACING)
+    with pytest.raises(ValueError, match=r"^probability: must have a channel per label, up to 2; got 1\.$"):
+        calibrated([one], both, postprocessing=shown)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([], r"probability: must be in the evaluator's output for ece and ace: .*; got \['image', 'label', 'pred'\]"),
+        ([CopyItemsd("pred", names="probability")], r"probability: must be between 0 and 1; got \["),
+        (
+            [CopyItemsd("pred", names="probability"), SpatialPadd("probability", (9, 9, 9))],
+            "probability: must have the",
+        ),
+    ],
+    ids=["none", "scores", "shape"],
+)
+def test_what_is_no_probability_ends_in_a_line(steps: list[Any], message: str) -> None:
+    report = SegmentationReport(LABELS, metrics=["ece"], spacing=SPACING)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        calibrated(scored_cases(1), report, postprocessing=Compose([*steps, AsDiscreted("pred", argmax=True)]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"iou_threshold": -0.1}, r"iou_threshold: must be a number between 0 and 1; got -0\.1\."),
+        ({"bins": 0}, r"bins: must be a whole number of at least 1; got 0\."),
+        ({"metrics": ["recal"]}, r"metrics: must be one of .*; got 'recal'. Did you mean 'recall'"),
+    ],
+)
+def test_wrong_arguments_of_components_and_bins(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        SegmentationReport(**{"labels": LABELS, **arguments})
+
+
+EVERYTHING = ["dice", "recall", "precision", "f1", "small_recall", "ece", "ace"]
+
+
+def _share(rank: int, folder: str, cases: list[dict[str, torch.Tensor]]) -> None:
+    torch.set_num_threads(1)  # a fork has none of the threads that torch thinks it has
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    path = f"{folder}/{rank}.csv"
+    report = SegmentationReport(LABELS, path, metrics=EVERYTHING, spacing=SPACING, across_ranks=True)
+    metrics = calibrated(cases[rank::2], report)
+    torch.save(metrics, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_report_what_one_does(tmp_path: Path) -> None:
+    cases = scored_cases()
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_share, args=(rank, str(tmp_path), cases)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    report = SegmentationReport(LABELS, tmp_path / "one.csv", metrics=EVERYTHING, spacing=SPACING)
+    metrics = calibrated(cases, report)
+    assert {f"{name}_back" for name in EVERYTHING} <= set(metrics)
+    for rank in (0, 1):
+        tables = [list(csv.reader((tmp_path / name).open())) for name in ("one.csv", f"{rank}.csv")]
+        assert [row[:2] + row[9:] for row in tables[0]] == [row[:2] + row[9:] for row in tables[1]]
+        for one, other in zip(tables[0][1:], tables[1][1:], strict=True):
+            assert list(map(float, one[2:9])) == pytest.approx(list(map(float, other[2:9])), abs=1e-5, nan_ok=True)
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(metrics, abs=1e-6, nan_ok=True)

@@ -165,7 +165,7 @@ MASK = torch.ones(2, 3, 4, dtype=torch.bool)
         ({"spacing": (1, 1)}, r"spacing: must have one value for each of 3 axes; got \[1\.0, 1\.0\]\."),
         ({"spacing": 1.0}, r"spacing: must be a list of numbers above 0; got 1\.0\."),
         ({"tolerance_mm": None}, r"tolerance_mm: must be a number of at least 0; got None\."),
-        ({"metrics": ["dcie"]}, r"metrics: must be one of dice, nsd, hd95; got 'dcie'\. Did you mean 'dice'"),
+        ({"metrics": ["dcie"]}, r"metrics: must be one of dice, nsd, hd95, cldice; got 'dcie'\. Did you mean 'dice'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
