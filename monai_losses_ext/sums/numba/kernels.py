@@ -667,9 +667,10 @@ def add_bin_slopes(number, n, p, m, slopes):
 
 
 @njit(**LOOPS)
-def add_six(job, totals, tp, pred, ref, ce, surface, skeleton):
+def add_asked(job, totals, tp, pred, ref, ce, surface, least, skeleton):
     """Add the sums that are asked for to the rows of a class."""
-    for code, total in ((TP, tp), (PRED, pred), (REF, ref), (CE, ce), (SURFACE, surface), (SKELETON_SUM, skeleton)):
+    regional, of_maps = ((TP, tp), (PRED, pred), (REF, ref), (CE, ce)), ((SURFACE, surface), (SURFACE_MIN, least))
+    for code, total in (*regional, *of_maps, (SKELETON_SUM, skeleton)):
         row = job[ROW_OF + code]
         if row >= 0:
             totals[row] += total
@@ -679,16 +680,17 @@ def add_six(job, totals, tp, pred, ref, ce, surface, skeleton):
 def add_usual_sums(job, n, p, m, totals):
     """Add to the rows of a class tp, pred, ref, ce and the sums with one map, in one loop; tell which these are."""
     gw, w, lp, phi, thin = m[GW], m[W], m[LOGP_], m[PHI], m[THIN]
-    tp, pred, ref, ce, surface, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+    tp, pred, ref, ce, surface, least, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     for i in range(n):
         weighted = p[i] * w[i]
         tp += p[i] * gw[i]
         pred += weighted
         ref += gw[i]
         ce += lp[i] * gw[i]
-        surface += weighted * phi[i]
+        surface += weighted * phi[i]  # rounded as its least value is, so that their difference is 0 at the truth
+        least += w[i] * (ZERO if phi[i] > ZERO else phi[i])
         skeleton += weighted * thin[i]
-    add_six(job, totals, tp, pred, ref, ce, surface, skeleton)
+    add_asked(job, totals, tp, pred, ref, ce, surface, least, skeleton)
 
 
 @njit(**LOOPS)
@@ -699,7 +701,7 @@ def add_class_of_index(job, k, n, x, p, m, totals):
     """
     labels, s, ls, phi, thin = m[LABELS], m[SCALE], m[LOG_SCALE], m[PHI], m[THIN]
     g, gw, w, lp = m[G], m[GW], m[W], m[LOGP_]
-    tp, pred, ref, ce, surface, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+    tp, pred, ref, ce, surface, least, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     for i in range(n):
         value, y = p[i] * s[i], ls[i] - x[i]
         y = LARGEST if y > LARGEST else y
@@ -711,20 +713,22 @@ def add_class_of_index(job, k, n, x, p, m, totals):
         ref += weight
         ce += y * weight
         surface += value * w[i] * phi[i]
+        least += w[i] * (ZERO if phi[i] > ZERO else phi[i])
         skeleton += value * w[i] * thin[i]
-    add_six(job, totals, tp, pred, ref, ce, surface, skeleton)
+    add_asked(job, totals, tp, pred, ref, ce, surface, least, skeleton)
 
 
 @njit(**LOOPS)
 def is_usual(code):
     """Tell whether :func:`add_usual_sums` has a term."""
-    return code == TP or code == PRED or code == REF or code == CE or code == SURFACE or code == SKELETON_SUM
+    is_regional = code == TP or code == PRED or code == REF or code == CE
+    return is_regional or code == SURFACE or code == SURFACE_MIN or code == SKELETON_SUM
 
 
 @njit(**LOOPS)
 def sum_term(code, gamma, is_softmax, n, x, p, m):
     """Return the sum of one term over a tile of one class."""
-    lp, lq, g, gw, w, phi, thin = m[LOGP_], m[LOGQ], m[G], m[GW], m[W], m[PHI], m[THIN]
+    lp, lq, g, gw, w, thin = m[LOGP_], m[LOGQ], m[G], m[GW], m[W], m[THIN]
     a = ZERO
     if code == PRED_SQ:
         for i in range(n):
@@ -754,9 +758,6 @@ def sum_term(code, gamma, is_softmax, n, x, p, m):
         for i in range(n):
             scale, entropy, _ = sigmoid_focal(x[i], g[i], lp[i], gamma)
             a += scale * entropy * (gw[i] if code == FOCAL else w[i] - gw[i])
-    elif code == SURFACE_MIN:
-        for i in range(n):
-            a += (ZERO if phi[i] > ZERO else phi[i]) * w[i]
     elif code == SKELETON_REF:
         for i in range(n):
             a += thin[i] * w[i]
