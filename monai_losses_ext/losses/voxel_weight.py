@@ -59,7 +59,7 @@ class VoxelWeight:
             UserError: for a loss that knows no weights of voxels.
         """
         if not isinstance(loss, (VoxelLoss, CompoundLoss)):
-            raise errors.fail("voxel_weight", "is known to the losses of this package alone", type(loss).__name__)
+            raise errors.fail("loss: voxel_weight", "is known to the losses of this package alone", type(loss).__name__)
         loss.register_forward_pre_hook(self._weigh, with_kwargs=True)
 
     def _weigh(self, loss: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:

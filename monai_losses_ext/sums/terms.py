@@ -316,7 +316,8 @@ def definition(
         target: what counts, folded, and the maps that terms need.
         terms: names of the terms.
         activation: softmax, sigmoid or none.
-        accumulate: the type in which voxels are added up; that of the arithmetic unless given.
+        accumulate: the type in which voxels are added up; that of the arithmetic unless given. Regions and bins are
+            added up in float64 where the device has it: voxel by voxel, which in float32 loses digits.
 
     Returns:
         ``[rows, B, C]``, see :func:`rows`; float64 for float64 logits, float32 otherwise.
@@ -330,11 +331,11 @@ def definition(
     for term, value in voxel_values(terms, activation, x, dense, *known):
         name, number = split(term)
         if name == BINS:
-            totals.append(_bin_rows(int(number), value, dense, multiplier, accumulate))
+            totals.append(_bin_rows(int(number), value, dense, multiplier))
             continue
         counted = value if multiplier is None else value * multiplier
         if name in REGION_TERMS and target.regions is not None:
-            totals.append(_region_rows(counted, target.regions, target.num_regions, accumulate))
+            totals.append(_region_rows(counted, target.regions, target.num_regions))
         else:
             totals.append(counted.flatten(2).sum(2, dtype=accumulate).unsqueeze(0))
     total = torch.cat(totals).to(x.dtype)
@@ -345,25 +346,27 @@ def _where(multiplier: Tensor, volume: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(multiplier > 0, volume.to(dtype), 0.0)
 
 
-def _region_rows(value: Tensor, regions: Tensor, num_regions: int, accumulate: torch.dtype | None) -> Tensor:
+def _region_rows(value: Tensor, regions: Tensor, num_regions: int) -> Tensor:
     """Return the sums over each region, ``[R + 1, B, C]``; a background that has no regions has sums of 0."""
     num_samples, num_classes = value.shape[:2]
     first = num_classes - regions.shape[1]
-    value = value[:, first:].flatten(2).to(accumulate)
+    value = _widest(value[:, first:].flatten(2))
     sums = value.new_zeros(num_samples, num_classes - first, num_regions + 1)
     sums = sums.scatter_add(2, regions.flatten(2).long(), value)
     return F.pad(sums, (0, 0, first, 0)).permute(2, 0, 1)
 
 
-def _bin_rows(
-    number: int, p: Tensor, dense: Tensor, multiplier: Tensor | None, accumulate: torch.dtype | None
-) -> Tensor:
+def _bin_rows(number: int, p: Tensor, dense: Tensor, multiplier: Tensor | None) -> Tensor:
     """Return the count, the sum of the probability and that of the reference in each bin, ``[3 N, B, C]``."""
     place = ((p.detach() * number).ceil() - 1).nan_to_num(0.0).clamp(0, number - 1).long().flatten(2)
     weight = torch.ones_like(p) if multiplier is None else multiplier.expand_as(p)
-    values = torch.stack([weight, weight * p, weight * dense]).flatten(3).to(accumulate)
+    values = _widest(torch.stack([weight, weight * p, weight * dense]).flatten(3))
     sums = values.new_zeros(3, *p.shape[:2], number).scatter_add(3, place.expand_as(values), values)
     return sums.movedim(3, 1).flatten(0, 1)
+
+
+def _widest(values: Tensor) -> Tensor:
+    return values if values.device.type == "mps" else values.double()  # which has no float64
 
 
 def reference_sums(logits: Tensor, target: Target, terms: Sequence[str], activation: str) -> Tensor:

@@ -106,7 +106,10 @@ INVALID = [
     ({"type": "dice", "voxel_weight": {"w1": 1}}, "^loss: voxel_weight: key: must be one of class_weight, w0, sigma; "),
     ({"type": "dice", "voxel_weight": {"sigma": 0}}, "^loss: voxel_weight: sigma: must be a number above 0; got 0"),
     ({"type": "dice", "voxel_weight": "inverse"}, "^loss: voxel_weight: must be a dictionary with class_weight, w0"),
-    ({"type": "hausdorff_dt", "voxel_weight": {"w0": 1}}, "^voxel_weight: is known to the losses of this package"),
+    (
+        {"type": "hausdorff_dt", "voxel_weight": {"w0": 1}},
+        "^loss: voxel_weight: is known to the losses",
+    ),
     ({"type": "compound", "components": [{"type": "dice", "voxel_weight": {}}]}, "key: must be one of"),
 ]
 ANYTHING = [None, True, 0, -1, 2, 0.5, 1.5, "mean", "", [1, 2, 3], [], ["dice"], {}, {"type": "softmax"}]

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -95,6 +97,21 @@ def test_sums_in_bins_of_the_probability(backend, activation):
     place = ((q * 5).ceil() - 1).clamp(0).long()
     (right,) = torch.autograd.grad((m * q * slopes.double()[place]).sum(), wide)
     torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_regions_and_bins_of_a_large_volume_are_exact(backend):
+    p, side = 0.1, 128
+    logits = torch.zeros(1, 2, side, side, side)
+    logits[:, 1] = math.log(p / (1 - p))
+    labels = torch.ones(1, 1, side, side, side, dtype=torch.uint8)
+    target = {"label": labels, "regions": torch.ones(1, 1, side, side, side, dtype=torch.int32)}
+    sums = voxel_sums(logits, target, [*REGION_TERMS, "bins:5"], backend=backend)
+    number = side**3
+    ce = -math.log(p) * number
+    of_region = [sums[term][0, 1, 1].item() for term in REGION_TERMS]
+    assert of_region == pytest.approx([p * number, p * number, number, ce, number], rel=1e-6)
+    assert sums["bins:5"][:, 0, 1, 0].tolist() == pytest.approx([number, p * number, number], rel=1e-6)
 
 
 @pytest.mark.parametrize("is_dense", [False, True])

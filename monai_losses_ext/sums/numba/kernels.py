@@ -667,18 +667,8 @@ def add_bin_slopes(number, n, p, m, slopes):
 
 
 @njit(**LOOPS)
-def add_asked(job, totals, tp, pred, ref, ce, surface, least, skeleton):
-    """Add the sums that are asked for to the rows of a class."""
-    regional, of_maps = ((TP, tp), (PRED, pred), (REF, ref), (CE, ce)), ((SURFACE, surface), (SURFACE_MIN, least))
-    for code, total in (*regional, *of_maps, (SKELETON_SUM, skeleton)):
-        row = job[ROW_OF + code]
-        if row >= 0:
-            totals[row] += total
-
-
-@njit(**LOOPS)
 def add_usual_sums(job, n, p, m, totals):
-    """Add to the rows of a class tp, pred, ref, ce and the sums with one map, in one loop; tell which these are."""
+    """Add to the rows of a class the sums that most losses have, and those with one map: all in one loop."""
     gw, w, lp, phi, thin = m[GW], m[W], m[LOGP_], m[PHI], m[THIN]
     tp, pred, ref, ce, surface, least, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     for i in range(n):
@@ -690,32 +680,11 @@ def add_usual_sums(job, n, p, m, totals):
         surface += weighted * phi[i]  # rounded as its least value is, so that their difference is 0 at the truth
         least += w[i] * (ZERO if phi[i] > ZERO else phi[i])
         skeleton += weighted * thin[i]
-    add_asked(job, totals, tp, pred, ref, ce, surface, least, skeleton)
-
-
-@njit(**LOOPS)
-def add_class_of_index(job, k, n, x, p, m, totals):
-    """Fill what a class of a softmax has, its reference by index labels, and add what add_usual_sums adds: in one loop.
-
-    ``x`` are the logits less their voxel's largest, p their powers of e, the scale what makes probabilities of these.
-    """
-    labels, s, ls, phi, thin = m[LABELS], m[SCALE], m[LOG_SCALE], m[PHI], m[THIN]
-    g, gw, w, lp = m[G], m[GW], m[W], m[LOGP_]
-    tp, pred, ref, ce, surface, least, skeleton = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
-    for i in range(n):
-        value, y = p[i] * s[i], ls[i] - x[i]
-        y = LARGEST if y > LARGEST else y
-        reference = ONE if labels[i] == k else ZERO
-        weight = w[i] if labels[i] == k else ZERO
-        p[i], lp[i], g[i], gw[i] = value, y, reference, weight
-        tp += value * weight
-        pred += value * w[i]
-        ref += weight
-        ce += y * weight
-        surface += value * w[i] * phi[i]
-        least += w[i] * (ZERO if phi[i] > ZERO else phi[i])
-        skeleton += value * w[i] * thin[i]
-    add_asked(job, totals, tp, pred, ref, ce, surface, least, skeleton)
+    regional, of_maps = ((TP, tp), (PRED, pred), (REF, ref), (CE, ce)), ((SURFACE, surface), (SURFACE_MIN, least))
+    for code, total in (*regional, *of_maps, (SKELETON_SUM, skeleton)):
+        row = job[ROW_OF + code]
+        if row >= 0:
+            totals[row] += total
 
 
 @njit(**LOOPS)
@@ -824,25 +793,6 @@ def start_slopes(job, slopes, n, x, p, m):
     elif is_sigmoid:
         for i in range(n):
             r[i] = ce_neg * (w[i] - gw[i]) * p[i] - (ce * gw[i] + logp * w[i]) * q[i]
-
-
-@njit(**LOOPS)
-def start_slopes_of_index(job, slopes, k, n, x, p, m):
-    """Fill what a class of a softmax has, its reference by index labels, and start the derivatives: in one loop."""
-    tp, pred, ce = slope_of(job, slopes, TP), slope_of(job, slopes, PRED), slope_of(job, slopes, CE)
-    logp, surface = slope_of(job, slopes, LOGP), slope_of(job, slopes, SURFACE)
-    skeleton = slope_of(job, slopes, SKELETON_SUM)
-    labels, s, ls, in_regions = m[LABELS], m[SCALE], m[LOG_SCALE], m[CE_]
-    g, gw, w, lp, a, r = m[G], m[GW], m[W], m[LOGP_], m[BY_P], m[BY_LOGP]
-    phi, thin = map_or_weight(job, DISTANCE, m, PHI), map_or_weight(job, SKELETON, m, THIN)
-    for i in range(n):
-        y = ls[i] - x[i]
-        reference = ONE if labels[i] == k else ZERO
-        weight = w[i] if labels[i] == k else ZERO
-        p[i], lp[i], g[i], gw[i] = p[i] * s[i], LARGEST if y > LARGEST else y, reference, weight
-        a[i] = tp * weight + (pred + surface * phi[i] + skeleton * thin[i]) * w[i]
-        # The logarithm of what -inf ruled out is a constant.
-        r[i] = -((ce + in_regions[i]) * weight + logp * w[i]) if x[i] >= -LARGEST else ZERO
 
 
 @njit(**LOOPS)
@@ -1055,12 +1005,9 @@ def sum_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, totals):
             index_sums(job, np.float32(c), n, x, p, m, totals[c])
             continue
         read_maps(job, b, c, v, n, m, raw, dropped)
-        if is_softmax and is_index:
-            add_class_of_index(job, np.float32(c), n, x, p, m, totals[c])
-        else:
-            fill_probabilities(job, n, logs, x, p, m)
-            wrong |= read_reference(job, b, c, v, n, m, raw)
-            add_usual_sums(job, n, p, m, totals[c])
+        fill_probabilities(job, n, logs, x, p, m)
+        wrong |= read_reference(job, b, c, v, n, m, raw)
+        add_usual_sums(job, n, p, m, totals[c])
         add_class_sums(job, gammas, c, n, x, p, m, totals[c])
     if is_softmax and job[ROW_OF + REGION_CE] >= 0:
         for c in range(job[FIRST_REGION], job[NUM_CLASSES]):
@@ -1100,12 +1047,9 @@ def gradient_tile(job, gammas, logs, others, b, v, n, d, e, m, raw, slopes):
             index_slopes(job, slopes[c], np.float32(c), n, x, p, m)
             continue
         read_maps(job, b, c, v, n, m, raw, dropped)
-        if is_softmax and is_index:
-            start_slopes_of_index(job, slopes[c], np.float32(c), n, x, p, m)
-        else:
-            fill_probabilities(job, n, logs, x, p, m)
-            read_reference(job, b, c, v, n, m, raw)
-            start_slopes(job, slopes[c], n, x, p, m)
+        fill_probabilities(job, n, logs, x, p, m)
+        read_reference(job, b, c, v, n, m, raw)
+        start_slopes(job, slopes[c], n, x, p, m)
         add_class_slopes(job, gammas, c, n, x, p, m, slopes[c])
         if not is_softmax:
             if dropped:
