@@ -17,6 +17,7 @@ import torch
 from monai_losses_ext import errors, files
 from monai_losses_ext.benchmark.about import about_run
 from monai_losses_ext.benchmark.cases import SHAPES, loss_pairs
+from monai_losses_ext.benchmark.purpose import PURPOSES
 from monai_losses_ext.benchmark.report import write_report
 from monai_losses_ext.benchmark.step import STEP_TASKS
 from monai_losses_ext.benchmark.suites import SUITES
@@ -122,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-gib", type=float, help=budget)
     parser.add_argument("--out", type=Path, help=f"default, where all is measured: a file in {RESULTS}")
     parser.add_argument("--bundle", type=Path, help="quality, losses: folder of the bundle")
-    parser.add_argument("--folder", type=Path, help="losses: where the trainings go")
+    folder = "losses: where the trainings go; purpose: where what is measured is kept"
+    parser.add_argument("--folder", type=Path, help=folder)
+    parser.add_argument("--purposes", nargs="+", help=f"purpose: default: all of {', '.join(PURPOSES)}")
     epochs = f"losses: of each training (default: {DEFAULTS['epochs']})"
     parser.add_argument("--epochs", type=_whole(1), help=epochs)
     data = "quality, losses: the bundle's data; distance: data for an epoch"

@@ -12,6 +12,7 @@ from monai_losses_ext.benchmark import conditions
 from monai_losses_ext.benchmark.losing import losing_list
 from monai_losses_ext.benchmark.losses import losses_table
 from monai_losses_ext.benchmark.picture import save_speed
+from monai_losses_ext.benchmark.purpose import purpose_tables, save_purposes
 from monai_losses_ext.data.tasks import TASKS
 from monai_losses_ext.errors import UserError, fail
 
@@ -34,6 +35,9 @@ def write_report(root: Path) -> list[Path]:
     for result in sorted((root / "docs" / "benchmarks").glob("speed--*.json")):
         files.append(result.with_suffix(".png"))
         save_speed(json.loads(result.read_text()), files[-1])
+    for result in sorted((root / "docs" / "benchmarks").glob("purpose--*.json")):
+        files.append(result.with_suffix(".png"))
+        save_purposes(json.loads(result.read_text())["purpose"], files[-1])
     return files
 
 
@@ -71,11 +75,13 @@ def tables(root: Path) -> dict[Path, str]:
     text = _between_marks(text, "not-measured", _missing(results))
     quality = json.loads((results / "hippocampus.json").read_text())
     losses = json.loads((results / "hippocampus_losses.json").read_text())
+    purpose = results / "purpose--cpu.json"
+    shown = purpose_text(json.loads(purpose.read_text())) if purpose.is_file() else NOT_MEASURED["cpu"]
     compared = f"{_machine(losses['about'])}.\n\n{losses_table(losses['losses'])}"
     return {
         performance: _between_marks(text, "losing", losing_list(measured)),
         readme: _between_marks(readme.read_text(), "results", _quality_table(quality)),
-        guide: _between_marks(guide.read_text(), "losses", compared),
+        guide: _between_marks(_between_marks(guide.read_text(), "purpose", shown), "losses", compared),
     }
 
 
@@ -185,6 +191,17 @@ def conditions_table(result: dict[str, Any]) -> str:
             where = conditions.WORDS[row["condition"]]
             lines.append(f"| {where} | {row['shape']} | {row['threads']} | {name} | {times} | {ratios} |")
     return "\n".join(lines) + "\n"
+
+
+def purpose_text(result: dict[str, Any]) -> str:
+    """Return what ``purpose`` measured as Markdown tables, with the picture."""
+    about, seeds = result["about"], sorted({part["seed"] for part in result["purpose"]})
+    return (
+        f"{_machine(about)}; seeds {', '.join(map(str, seeds))}. Mean over the seeds, and from the lowest to the "
+        "highest. A row is better or worse where it is for every seed.\n\n"
+        "![The first metric of each table below](../benchmarks/purpose--cpu.png)\n\n"
+        f"{purpose_tables(result['purpose'])}"
+    )
 
 
 def step_table(result: dict[str, Any]) -> str:

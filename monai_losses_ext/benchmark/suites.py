@@ -18,6 +18,7 @@ from monai_losses_ext.benchmark.conditions import CASES, CONDITION_SHAPES, measu
 from monai_losses_ext.benchmark.distance import measure_compounds, measure_epoch, measure_maps
 from monai_losses_ext.benchmark.losses import measure_losses
 from monai_losses_ext.benchmark.memory import measure_memory
+from monai_losses_ext.benchmark.purpose import PURPOSES, measure_purpose
 from monai_losses_ext.benchmark.quality import measure_quality
 from monai_losses_ext.benchmark.speed import measure_speed_alone
 from monai_losses_ext.benchmark.step import STEP_TASKS, measure_steps
@@ -29,6 +30,7 @@ MEMORY_CASES = {
     "cuda": (("dice_ce",), ("1x118x128^3",)),
 }
 VOLUMES = ("2x3x96^3", "2x3x128^3", "2x14x96^3")  # of the distance suite
+SEEDS = 3  # trainings of each row of the purpose suite
 MEASURED_BUNDLE = "msd_hippocampus_mri_segmentation"  # whose results the documentation shows
 Result = dict[str, Any]
 
@@ -75,6 +77,15 @@ def _choose_conditions(arguments: argparse.Namespace) -> bool:
     """Settle the shapes and tell whether some were picked."""
     is_partial = bool(arguments.shapes)
     arguments.shapes = _chosen("--shapes", arguments.shapes, CONDITION_SHAPES)
+    return is_partial
+
+
+def _choose_purposes(arguments: argparse.Namespace) -> bool:
+    """Settle the purposes and tell whether some were picked."""
+    if arguments.folder is None:
+        raise errors.UserError("purpose: needs --folder, which keeps the trainings that are over.")
+    is_partial = bool(arguments.purposes)
+    arguments.purposes = _chosen("--purposes", arguments.purposes, PURPOSES)
     return is_partial
 
 
@@ -157,6 +168,14 @@ def _quality(arguments: argparse.Namespace, about: Result) -> Result:
     }
 
 
+def _purpose(arguments: argparse.Namespace, about: Result) -> Result:
+    """Train on phantoms, each made for one family of losses, beside Dice + CE."""
+    seeds = range(arguments.seed, arguments.seed + SEEDS)
+    trainings = [(name, row, seed) for seed in seeds for name in arguments.purposes for row in PURPOSES[name].rows]
+    rows = [measure_purpose(name, row, seed, arguments.folder) for name, row, seed in tqdm(trainings, desc="purpose")]
+    return {"about": about, "purpose": rows}
+
+
 def _losses(arguments: argparse.Namespace, about: Result) -> Result:
     """Train with several losses on real data and measure what each reaches."""
     rows = measure_losses(arguments.bundle, arguments.dataset_dir, arguments.folder, arguments.epochs)
@@ -220,6 +239,14 @@ SUITES = {
         _distance,
         "distance--{device}.json",
         ("shapes", "dataset_dir", "repeats"),
+        ("cpu",),
+    ),
+    "purpose": Suite(
+        "what each loss is for: short trainings on phantoms made for it",
+        _choose_purposes,
+        _purpose,
+        "purpose--{device}.json",
+        ("purposes", "folder"),
         ("cpu",),
     ),
     "quality": Suite(

@@ -22,6 +22,7 @@ OPTIONS = {
     "shapes": ["2x3x96^3"],
     "losses": ["dice"],
     "tasks": ["Task09_Spleen"],
+    "purposes": ["thin_tubes"],
     "repeats": ["9"],
     "memory-gib": ["1"],
     "bundle": ["DIR"],
@@ -48,7 +49,7 @@ def error_of(arguments, capsys):
 
 def trained(suite):
     """Return the options of a trained bundle that a suite takes."""
-    return {"quality": TRAINED[:4], "losses": TRAINED}.get(suite, [])
+    return {"quality": TRAINED[:4], "losses": TRAINED, "purpose": TRAINED[4:]}.get(suite, [])
 
 
 @pytest.mark.usefixtures("nothing_is_measured")

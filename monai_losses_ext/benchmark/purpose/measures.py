@@ -120,9 +120,7 @@ def _hd95(outcomes: Sequence[Outcome], value: int, threshold: float | None) -> f
 
 
 def _of_masks(name: str, outcomes: Sequence[Outcome], value: int, threshold: float | None) -> float:
-    return nan_mean(
-        class_metrics(p, r, SPACING, metrics=(name,))[name] for p, r in _masks(outcomes, value, threshold)
-    )
+    return nan_mean(class_metrics(p, r, SPACING, metrics=(name,))[name] for p, r in _masks(outcomes, value, threshold))
 
 
 def _cldice(outcomes: Sequence[Outcome], value: int, threshold: float | None) -> float:

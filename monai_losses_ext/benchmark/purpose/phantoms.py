@@ -97,7 +97,7 @@ def half_annotated_unsaid(random: np.random.Generator, training: bool) -> Case:
 
 
 def vague(random: np.random.Generator, training: bool) -> Case:
-    """Return balls whose border an annotator draws up to 1.5 voxels off, in or out, which nothing in the image tells."""
+    """Return balls whose border is drawn up to 1.5 voxels off, in or out, which nothing in the image tells."""
     grid = _grid(32)
     signal, label = np.zeros((32,) * 3), np.zeros((32,) * 3, bool)
     for _ in range(5):
@@ -142,7 +142,7 @@ def _case(signal: Volume, label: Volume, random: np.random.Generator, noise: flo
 
 
 def _grid(size: int) -> list[Volume]:
-    return np.meshgrid(*[np.arange(size, dtype=float)] * 3, indexing="ij", sparse=True)
+    return list(np.meshgrid(*[np.arange(size, dtype=float)] * 3, indexing="ij", sparse=True))
 
 
 def _squared(grid: list[Volume], center: Volume) -> Volume:

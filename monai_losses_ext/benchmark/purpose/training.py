@@ -15,10 +15,10 @@ import torch
 from monai.networks.nets import UNet
 from torch import Tensor
 
+from monai_losses_ext import get_loss
 from monai_losses_ext.benchmark.purpose.measures import Outcome, measure
 from monai_losses_ext.benchmark.purpose.phantoms import Case, Phantom
 from monai_losses_ext.benchmark.purpose.purposes import PURPOSES, Purpose, Row
-from monai_losses_ext import get_loss
 from monai_losses_ext.transforms.batch import prepare_batch
 
 TRAINING_CASES, HELD_OUT_CASES = 12, 10
