@@ -50,7 +50,7 @@ def _lines(parts: Sequence[Part], name: str) -> Iterator[str]:
     yield f"**{purpose.title}** (`{name}`, {purpose.steps} steps)"
     if any(metric.endswith("_at_precision") for metric in purpose.metrics):
         yield ""
-        yield f"Equal precision: at the threshold of the probability that is best among those with {purpose.level} or more."
+        yield f"Equal precision: the best threshold of the probability among those with {purpose.level} or more."
     yield ""
     yield "| loss | " + " | ".join(titles) + " | by the first metric |"
     yield "|---|" + "---|" * (len(titles) + 1)
