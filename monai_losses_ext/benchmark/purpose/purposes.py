@@ -117,7 +117,7 @@ PURPOSES = {
         "A class that half of the cases lack",
         phantoms.half_annotated,
         {
-            BASELINE: Row(_beside().loss, phantoms.two_organs),
+            f"{BASELINE}, every label": Row(_beside().loss, phantoms.two_organs),
             ANNOTATED: _beside(),
             UNSAID: Row(_beside().loss, phantoms.half_annotated_unsaid),
         },
