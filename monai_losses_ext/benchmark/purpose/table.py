@@ -75,7 +75,7 @@ def save_purposes(parts: Sequence[Part], path: Path) -> None:
     columns = 2
     rows = math.ceil(len(PURPOSES) / columns)
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(11, 2.3 * rows), layout="constrained")
+        figure = Figure(figsize=(10, 2.1 * rows), layout="constrained")
         panels = figure.subplots(rows, columns).ravel()
         for panel, (name, purpose) in zip(panels, PURPOSES.items(), strict=False):
             metric = purpose.metrics[0]
@@ -92,4 +92,4 @@ def save_purposes(parts: Sequence[Part], path: Path) -> None:
             panel.grid(axis="x", alpha=0.3)
         for panel in panels[len(PURPOSES) :]:
             panel.set_axis_off()
-        figure.savefig(path, dpi=110, metadata={"Software": None})
+        figure.savefig(path, dpi=80, metadata={"Software": None})
